@@ -1,0 +1,46 @@
+//! What every client does with librdkafka's logs, errors and statistics.
+
+use rdkafka::{
+    ClientContext, Statistics, config::RDKafkaLogLevel as Level, error::KafkaError as Native,
+};
+
+use crate::{Stats, StatsSink};
+
+/// The context of clients that have no callbacks of their own.
+#[derive(Clone, Default)]
+pub(crate) struct Context {
+    pub(crate) stats: Option<StatsSink>,
+}
+
+impl ClientContext for Context {
+    fn log(&self, level: Level, facility: &str, message: &str) {
+        log(level, facility, message);
+    }
+
+    fn stats(&self, statistics: Statistics) {
+        if let Some(sink) = &self.stats {
+            sink(&Stats::from(&statistics));
+        }
+    }
+
+    fn error(&self, error: Native, reason: &str) {
+        tracing::warn!(target: "kafka", %error, reason, "kafka client error");
+    }
+}
+
+/// Forwards a log line of librdkafka. A lost connection is a warning there on each attempt; the
+/// services report outages themselves, once.
+pub(crate) fn log(level: Level, facility: &str, message: &str) {
+    match level {
+        Level::Emerg | Level::Alert | Level::Critical => {
+            tracing::error!(target: "kafka", facility, message, "librdkafka");
+        }
+        Level::Error | Level::Warning => {
+            tracing::warn!(target: "kafka", facility, message, "librdkafka");
+        }
+        Level::Notice | Level::Info => {
+            tracing::debug!(target: "kafka", facility, message, "librdkafka");
+        }
+        Level::Debug => tracing::trace!(target: "kafka", facility, message, "librdkafka"),
+    }
+}

@@ -1,0 +1,346 @@
+//! Reading as a member of a group: who owns which partition, and a position that is committed.
+
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+        mpsc::{self as std_mpsc, RecvTimeoutError},
+    },
+    thread::JoinHandle,
+    time::{Duration, Instant},
+};
+
+use parking_lot::Mutex;
+use rdkafka::{
+    ClientContext, Offset, Statistics, TopicPartitionList,
+    config::{FromClientConfigAndContext, RDKafkaLogLevel},
+    consumer::{BaseConsumer, CommitMode, Consumer, ConsumerContext, RebalanceProtocol},
+    error::{KafkaError as Native, KafkaResult},
+    types::RDKafkaRespErr,
+};
+use tokio::{
+    runtime::Handle,
+    sync::mpsc::{Receiver, Sender, channel},
+};
+
+use crate::{
+    GroupConfig, KafkaConfig, KafkaError, Polled, StatsSink, context,
+    poller::{Command, Commands, Mailbox, Poller, commit, one},
+    stats::Stats,
+};
+
+/// Changes of membership that may wait to be taken; the poll thread waits beyond.
+const MEMBERSHIP_QUEUE: usize = 64;
+
+/// A change of what this member owns.
+#[derive(Debug)]
+pub enum Membership {
+    /// These partitions are ours; each waits, unread, until [`GroupReader::start`].
+    Assigned(Vec<i32>),
+    /// These partitions go to another member. The rebalance waits, within its bound, for
+    /// [`GroupReader::acknowledge_revoked`].
+    Revoked(Vec<i32>),
+    /// These partitions are already another member's: nothing may be committed for them.
+    Lost(Vec<i32>),
+}
+
+/// A member of a consumer group.
+pub struct GroupReader {
+    consumer: Arc<BaseConsumer<GroupContext>>,
+    commands: std_mpsc::Sender<Command>,
+    closing: Arc<AtomicBool>,
+    thread: JoinHandle<()>,
+    topic: String,
+    request_timeout: Duration,
+}
+
+/// The callbacks of a member; they run on the poll thread.
+struct GroupContext {
+    topic: String,
+    stats: Option<StatsSink>,
+    membership: Sender<Membership>,
+    commands: Commands,
+    /// Commands that came while a rebalance waited; they are sent again afterwards.
+    again: Mutex<std_mpsc::Sender<Command>>,
+    revoke_timeout: Duration,
+    closing: Arc<AtomicBool>,
+}
+
+impl GroupReader {
+    /// Joins the group in the background; a broker that is away is no error here.
+    ///
+    /// # Errors
+    /// When librdkafka refuses a setting.
+    pub fn spawn(
+        kafka: &KafkaConfig,
+        config: &GroupConfig,
+        topic: &str,
+        stats: Option<StatsSink>,
+    ) -> Result<(Self, Receiver<Membership>), KafkaError> {
+        let mut client = kafka.client()?;
+        config.apply(&mut client);
+        let client = kafka.finish(client)?;
+        let (membership, changes) = channel(MEMBERSHIP_QUEUE);
+        let (sender, receiver) = std_mpsc::channel();
+        let commands: Commands = Arc::new(Mutex::new(receiver));
+        let closing = Arc::new(AtomicBool::new(false));
+        let context = GroupContext {
+            topic: topic.to_owned(),
+            stats,
+            membership,
+            commands: commands.clone(),
+            again: Mutex::new(sender.clone()),
+            revoke_timeout: Duration::from_millis(config.revoke_timeout_ms),
+            closing: closing.clone(),
+        };
+        let consumer = Arc::new(BaseConsumer::from_config_and_context(&client, context)?);
+        consumer.subscribe(&[topic])?;
+        let poller = Poller {
+            consumer: consumer.clone(),
+            topic: topic.to_owned(),
+            config: config.fetch.clone(),
+            commands,
+            runtime: Handle::current(),
+            slots: Vec::new(),
+        };
+        let thread = spawn_poller(poller)?;
+        let reader = Self {
+            consumer,
+            commands: sender,
+            closing,
+            thread,
+            topic: topic.to_owned(),
+            request_timeout: kafka.request_timeout(),
+        };
+        Ok((reader, changes))
+    }
+
+    /// Delivers a partition's records from `offset` on into `mailbox`; also used to move to
+    /// another position. A partition that is not ours delivers nothing.
+    pub fn start(&self, partition: i32, offset: i64, mailbox: Sender<Polled>) {
+        self.tell(Command::Start {
+            partition,
+            offset,
+            mailbox: Mailbox::Own(mailbox),
+        });
+    }
+
+    /// Ends the delivery of a partition's records.
+    pub fn stop(&self, partition: i32) {
+        self.tell(Command::Stop(partition));
+    }
+
+    /// Stops fetching a partition until [`GroupReader::resume`].
+    pub fn pause(&self, partition: i32) {
+        self.tell(Command::Hold(partition));
+    }
+
+    /// Fetches a paused partition again.
+    pub fn resume(&self, partition: i32) {
+        self.tell(Command::Release(partition));
+    }
+
+    /// Commits a position with metadata, without waiting. A lost commit costs re-reading only.
+    pub fn commit(&self, partition: i32, offset: i64, metadata: String) {
+        self.tell(Command::Commit {
+            partition,
+            offset,
+            metadata,
+        });
+    }
+
+    /// The committed position of a partition and its metadata; `None` when there is none.
+    ///
+    /// # Errors
+    /// When the coordinator does not answer in time.
+    pub async fn committed(&self, partition: i32) -> Result<Option<(i64, String)>, KafkaError> {
+        let (consumer, topic) = (self.consumer.clone(), self.topic.clone());
+        let timeout = self.request_timeout;
+        let read = move || {
+            let list = consumer.committed_offsets(one(&topic, partition), timeout)?;
+            let found = list.find_partition(&topic, partition);
+            Ok(found.and_then(|found| match found.offset() {
+                Offset::Offset(offset) => Some((offset, found.metadata().to_owned())),
+                _ => None,
+            }))
+        };
+        tokio::task::spawn_blocking(read)
+            .await
+            .map_err(|_| KafkaError::Closed)?
+    }
+
+    /// Lets a rebalance go on: the owners of the revoked partitions have stopped.
+    pub fn acknowledge_revoked(&self) {
+        self.tell(Command::Acknowledge);
+    }
+
+    /// Leaves the group, so that others take over at once; `false` when the deadline came first.
+    pub async fn close(self, deadline: Duration) -> bool {
+        self.closing.store(true, Ordering::Release);
+        self.tell(Command::Close);
+        let leave = tokio::task::spawn_blocking(move || {
+            let joined = self.thread.join().is_ok();
+            // The last handle: dropping it leaves the group.
+            drop(self.consumer);
+            joined
+        });
+        matches!(tokio::time::timeout(deadline, leave).await, Ok(Ok(true)))
+    }
+
+    fn tell(&self, command: Command) {
+        // The thread ends only when it is told to, or with the last sender.
+        let _ = self.commands.send(command);
+    }
+}
+
+pub(crate) fn spawn_poller<C: ConsumerContext + 'static>(
+    poller: Poller<C>,
+) -> Result<JoinHandle<()>, KafkaError> {
+    std::thread::Builder::new()
+        .name(String::from("kafka-poll"))
+        .spawn(move || poller.run())
+        .map_err(|error| KafkaError::Config {
+            setting: String::from("thread"),
+            cause: error.to_string(),
+        })
+}
+
+impl ClientContext for GroupContext {
+    fn log(&self, level: RDKafkaLogLevel, facility: &str, message: &str) {
+        context::log(level, facility, message);
+    }
+
+    fn stats(&self, statistics: Statistics) {
+        if let Some(sink) = &self.stats {
+            sink(&Stats::from(&statistics));
+        }
+    }
+
+    fn error(&self, error: Native, reason: &str) {
+        tracing::warn!(target: "kafka", %error, reason, "kafka consumer error");
+    }
+}
+
+impl ConsumerContext for GroupContext {
+    fn rebalance(
+        &self,
+        consumer: &BaseConsumer<Self>,
+        event: RDKafkaRespErr,
+        list: &mut TopicPartitionList,
+    ) {
+        let partitions: Vec<i32> = list
+            .elements_for_topic(&self.topic)
+            .iter()
+            .map(|element| element.partition())
+            .collect();
+        let cooperative = matches!(
+            consumer.rebalance_protocol(),
+            RebalanceProtocol::Cooperative
+        );
+        let result = if event == RDKafkaRespErr::RD_KAFKA_RESP_ERR__ASSIGN_PARTITIONS {
+            self.assign(consumer, list, partitions, cooperative)
+        } else {
+            self.revoke(consumer, list, partitions, cooperative)
+        };
+        if let Err(error) = result {
+            tracing::error!(target: "kafka", %error, "rebalance not carried out");
+        }
+    }
+
+    fn commit_callback(&self, result: KafkaResult<()>, _offsets: &TopicPartitionList) {
+        if let Err(error) = result {
+            tracing::warn!(target: "kafka", %error, "offsets not committed; the chain has them");
+        }
+    }
+}
+
+impl GroupContext {
+    /// Takes partitions over without reading: where to start is the owner's to find out.
+    fn assign(
+        &self,
+        consumer: &BaseConsumer<Self>,
+        list: &mut TopicPartitionList,
+        partitions: Vec<i32>,
+        cooperative: bool,
+    ) -> KafkaResult<()> {
+        list.set_all_offsets(Offset::End)?;
+        if cooperative {
+            consumer.incremental_assign(list)?;
+        } else {
+            consumer.assign(list)?;
+        }
+        if !partitions.is_empty() {
+            consumer.pause(list)?;
+            self.announce(Membership::Assigned(partitions));
+        }
+        Ok(())
+    }
+
+    fn revoke(
+        &self,
+        consumer: &BaseConsumer<Self>,
+        list: &TopicPartitionList,
+        partitions: Vec<i32>,
+        cooperative: bool,
+    ) -> KafkaResult<()> {
+        if !partitions.is_empty() && !self.closing.load(Ordering::Acquire) {
+            if consumer.assignment_lost() {
+                self.announce(Membership::Lost(partitions));
+            } else {
+                self.announce(Membership::Revoked(partitions));
+                self.wait_for_owners(consumer);
+            }
+        }
+        if cooperative {
+            consumer.incremental_unassign(list)
+        } else {
+            consumer.unassign()
+        }
+    }
+
+    fn announce(&self, change: Membership) {
+        // Nobody listens any more only while closing.
+        let _ = self.membership.blocking_send(change);
+    }
+
+    /// Waits for the owners to stop, and commits what they confirm meanwhile.
+    fn wait_for_owners(&self, consumer: &BaseConsumer<Self>) {
+        let end = Instant::now() + self.revoke_timeout;
+        let mut later = Vec::new();
+        loop {
+            let left = end.saturating_duration_since(Instant::now());
+            let command = self.commands.lock().recv_timeout(left);
+            match command {
+                Ok(Command::Acknowledge) => break,
+                Ok(Command::Commit {
+                    partition,
+                    offset,
+                    metadata,
+                }) => {
+                    commit(
+                        consumer,
+                        &self.topic,
+                        partition,
+                        offset,
+                        &metadata,
+                        CommitMode::Sync,
+                    );
+                }
+                Ok(close @ Command::Close) => {
+                    later.push(close);
+                    break;
+                }
+                Ok(other) => later.push(other),
+                Err(RecvTimeoutError::Timeout) => {
+                    tracing::warn!("owners did not stop in time; their late batches will be void");
+                    break;
+                }
+                Err(RecvTimeoutError::Disconnected) => break,
+            }
+        }
+        let again = self.again.lock();
+        for command in later {
+            let _ = again.send(command);
+        }
+    }
+}

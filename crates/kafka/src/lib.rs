@@ -1,0 +1,32 @@
+//! Kafka clients that carry bytes and headers: writing with one completion per batch, reading as
+//! a group member, reading a range, following partitions, and the little administration needed.
+//!
+//! This is the only crate that names rdkafka. It knows no message of the product, holds no
+//! aggregate and makes no decision about a record's content.
+
+pub mod admin;
+mod chunk;
+mod config;
+mod context;
+mod error;
+mod follower;
+mod group;
+mod murmur2;
+mod poller;
+mod publisher;
+mod reader;
+mod stats;
+
+pub use chunk::{Chunk, ChunkBuilder, Headers, RecordRef};
+pub use config::{
+    Assignment, Compression, FetchConfig, GroupConfig, KafkaConfig, PublisherConfig,
+    SecurityProtocol,
+};
+pub use error::{KafkaError, PublishError};
+pub use follower::Follower;
+pub use group::{GroupReader, Membership};
+pub use murmur2::murmur2_partition;
+pub use poller::Polled;
+pub use publisher::{Batch, BatchOutcome, Delivery, Publisher, Record};
+pub use reader::{LogReader, Watermarks};
+pub use stats::{BrokerStats, Stats, StatsSink};

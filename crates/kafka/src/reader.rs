@@ -1,0 +1,253 @@
+//! Reading what is there: the ends of a partition, an offset by time, a range of records.
+
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use rdkafka::{
+    Message, Offset, TopicPartitionList,
+    config::FromClientConfigAndContext,
+    consumer::{BaseConsumer, Consumer},
+    error::KafkaError as Native,
+    message::Headers as _,
+};
+use tokio::sync::mpsc;
+
+use crate::{
+    Chunk, ChunkBuilder, FetchConfig, KafkaConfig, KafkaError, StatsSink, context::Context,
+};
+
+/// Chunks that are read ahead of the caller.
+const CHUNKS_AHEAD: usize = 4;
+/// Longest single wait inside librdkafka, so that a stalled read is noticed.
+const POLL: Duration = Duration::from_millis(100);
+
+/// The ends of a partition.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Watermarks {
+    /// The first offset that the log still holds.
+    pub low: i64,
+    /// One past the last offset.
+    pub high: i64,
+}
+
+/// A reading client without a group; clones share one connection and take turns.
+#[derive(Clone)]
+pub struct LogReader {
+    consumer: Arc<BaseConsumer<Context>>,
+    /// Held for the length of a range: one client has one position.
+    turn: Arc<tokio::sync::Mutex<()>>,
+    brokers: String,
+    timeout: Duration,
+    fetch: FetchConfig,
+}
+
+impl LogReader {
+    /// A client that connects in the background; a broker that is away is no error here.
+    ///
+    /// # Errors
+    /// When librdkafka refuses a setting.
+    pub fn new(
+        kafka: &KafkaConfig,
+        fetch: &FetchConfig,
+        stats: Option<StatsSink>,
+    ) -> Result<Self, KafkaError> {
+        let mut client = kafka.client()?;
+        fetch.apply(&mut client);
+        client.set("group.id", format!("{}-reader", kafka.client_id));
+        let client = kafka.finish(client)?;
+        let consumer = BaseConsumer::from_config_and_context(&client, Context { stats })?;
+        Ok(Self {
+            consumer: Arc::new(consumer),
+            turn: Arc::new(tokio::sync::Mutex::new(())),
+            brokers: kafka.brokers.clone(),
+            timeout: kafka.request_timeout(),
+            fetch: fetch.clone(),
+        })
+    }
+
+    /// The ends of a partition, asked of the broker.
+    ///
+    /// # Errors
+    /// [`KafkaError::Unreachable`] when no broker answers in time.
+    pub async fn watermarks(&self, topic: &str, partition: i32) -> Result<Watermarks, KafkaError> {
+        let (reader, topic) = (self.clone(), topic.to_owned());
+        blocking(move || {
+            let (low, high) = reader
+                .consumer
+                .fetch_watermarks(&topic, partition, reader.timeout)
+                .map_err(|source| reader.unreachable(source))?;
+            Ok(Watermarks { low, high })
+        })
+        .await
+    }
+
+    /// The first offset whose record is not older than `timestamp_ms`; `None` when all are older.
+    ///
+    /// # Errors
+    /// [`KafkaError::Unreachable`] when no broker answers in time.
+    pub async fn offset_for_time(
+        &self,
+        topic: &str,
+        partition: i32,
+        timestamp_ms: i64,
+    ) -> Result<Option<i64>, KafkaError> {
+        let (reader, topic) = (self.clone(), topic.to_owned());
+        blocking(move || {
+            let mut list = TopicPartitionList::with_capacity(1);
+            list.add_partition_offset(&topic, partition, Offset::Offset(timestamp_ms.max(0)))?;
+            let found = reader
+                .consumer
+                .offsets_for_times(list, reader.timeout)
+                .map_err(|source| reader.unreachable(source))?;
+            let element = found.find_partition(&topic, partition);
+            Ok(match element.map(|element| element.offset()) {
+                Some(Offset::Offset(offset)) => Some(offset),
+                _ => None,
+            })
+        })
+        .await
+    }
+
+    /// Reads the records of `[from, to)` in order; memory is bounded by a few chunks.
+    ///
+    /// # Errors
+    /// [`KafkaError::Stalled`] when nothing comes for the request time-out; other errors as they
+    /// are. What was read until then has been handed over.
+    pub async fn read_range(
+        &self,
+        topic: &str,
+        partition: i32,
+        from: i64,
+        to: i64,
+        mut on_chunk: impl FnMut(&Chunk) + Send,
+    ) -> Result<(), KafkaError> {
+        if from >= to {
+            return Ok(());
+        }
+        let _turn = self.turn.lock().await;
+        let (sender, mut chunks) = mpsc::channel(CHUNKS_AHEAD);
+        let range = RangeRead {
+            reader: self.clone(),
+            topic: topic.to_owned(),
+            partition,
+            next: from,
+            to,
+            sender,
+        };
+        let read = tokio::task::spawn_blocking(move || range.run());
+        while let Some(chunk) = chunks.recv().await {
+            on_chunk(&chunk);
+        }
+        read.await.map_err(|_| KafkaError::Closed)?
+    }
+
+    fn unreachable(&self, source: Native) -> KafkaError {
+        KafkaError::Unreachable {
+            brokers: self.brokers.clone(),
+            source,
+        }
+    }
+}
+
+async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, KafkaError> + Send + 'static,
+) -> Result<T, KafkaError> {
+    tokio::task::spawn_blocking(work)
+        .await
+        .map_err(|_| KafkaError::Closed)?
+}
+
+struct RangeRead {
+    reader: LogReader,
+    topic: String,
+    partition: i32,
+    next: i64,
+    to: i64,
+    sender: mpsc::Sender<Chunk>,
+}
+
+impl RangeRead {
+    fn run(mut self) -> Result<(), KafkaError> {
+        let mut list = TopicPartitionList::with_capacity(1);
+        list.add_partition_offset(&self.topic, self.partition, Offset::Offset(self.next))?;
+        self.reader.consumer.assign(&list)?;
+        let result = self.poll_all();
+        let unassigned = self.reader.consumer.unassign();
+        result.and(unassigned.map_err(KafkaError::from))
+    }
+
+    fn poll_all(&mut self) -> Result<(), KafkaError> {
+        let consumer = self.reader.consumer.clone();
+        let mut builder = ChunkBuilder::new(self.partition);
+        let mut progress = Instant::now();
+        while self.next < self.to {
+            match consumer.poll(POLL) {
+                Some(Ok(message)) => {
+                    progress = Instant::now();
+                    if message.offset() >= self.to {
+                        break;
+                    }
+                    self.push(&mut builder, &message);
+                }
+                // Nothing more is there: offsets up to `to` hold no record.
+                Some(Err(Native::PartitionEOF(partition))) if partition == self.partition => break,
+                Some(Err(error)) => {
+                    tracing::debug!(topic = self.topic, partition = self.partition, %error, "read");
+                    self.check_progress(progress)?;
+                }
+                None => self.check_progress(progress)?,
+            }
+            if builder.len() >= self.reader.fetch.chunk_records_max.max(1)
+                || builder.size_bytes() >= self.reader.fetch.chunk_kib_max.max(1) * 1024
+            {
+                self.hand_over(&mut builder);
+            }
+        }
+        self.hand_over(&mut builder);
+        Ok(())
+    }
+
+    fn push(
+        &mut self,
+        builder: &mut ChunkBuilder,
+        message: &rdkafka::message::BorrowedMessage<'_>,
+    ) {
+        let time = message.timestamp().to_millis().unwrap_or(-1);
+        let headers = message.headers();
+        let headers = headers
+            .iter()
+            .flat_map(|headers| headers.iter())
+            .map(|header| (header.key, header.value));
+        builder.push(
+            message.offset(),
+            time,
+            message.key(),
+            message.payload(),
+            headers,
+        );
+        self.next = message.offset() + 1;
+    }
+
+    fn hand_over(&mut self, builder: &mut ChunkBuilder) {
+        if let Some(chunk) = builder.take()
+            && self.sender.blocking_send(chunk).is_err()
+        {
+            // The caller has gone: there is nobody to read for.
+            self.next = self.to;
+        }
+    }
+
+    fn check_progress(&self, since: Instant) -> Result<(), KafkaError> {
+        if since.elapsed() < self.reader.timeout {
+            return Ok(());
+        }
+        Err(KafkaError::Stalled {
+            topic: self.topic.clone(),
+            partition: self.partition,
+            offset: self.next,
+            waited_ms: since.elapsed().as_millis() as u64,
+        })
+    }
+}
