@@ -1,0 +1,62 @@
+# Everything a user or a developer does, in one place; CI calls the same targets.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := build
+export PATH := $(HOME)/.cargo/bin:$(PATH)
+
+CARGO_HOME ?= $(HOME)/.cargo
+BIN := $(CARGO_HOME)/bin
+TARGET := $(or $(CARGO_TARGET_DIR),target)
+ARGS ?=
+# 100,000 schedules take about a minute; `make simulate SEEDS=1000000` ten times that.
+SEEDS ?= 100000
+
+.PHONY: help
+help: ## Show this help
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  \033[1m%-12s\033[0m %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+.PHONY: setup
+setup: ## Look for a compiler, make, OpenSSL's headers and Rust; install what may be installed
+	@scripts/setup
+
+.PHONY: build
+build: setup ## Build the release binary and put it on the PATH
+	cargo build --release -p streamgauge
+	@mkdir -p "$(BIN)" && install -m 755 $(TARGET)/release/streamgauge "$(BIN)/streamgauge"
+	@echo "streamgauge is at $(BIN)/streamgauge"
+
+.PHONY: run
+run: build ## Start everything in one process; Ctrl-C drains (ARGS="--data-dir elsewhere")
+	@exec "$(BIN)/streamgauge" up $(ARGS)
+
+.PHONY: test
+test: setup ## Run every test that needs nothing but the toolchain
+	cargo test --workspace
+
+.PHONY: test-stack
+test-stack: setup ## Run the same end-to-end tests on Apache Kafka and PostgreSQL
+	scripts/test-stack
+
+.PHONY: check
+check: setup ## Format, lints, licences and sources, documentation
+	cargo fmt --all --check
+	cargo clippy --workspace --all-targets -- -D warnings
+	scripts/deny
+	RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps --quiet
+
+.PHONY: simulate
+simulate: setup ## Run the chain through SEEDS random schedules of crashes, zombies and rebalances
+	STREAMGAUGE_SIMULATION_SEEDS=$(SEEDS) cargo test -p streamgauge-consumer --release simulation -- --nocapture
+
+.PHONY: bench
+bench: setup ## Measure side by side with Kafka's own tools, in one run (about ten minutes)
+	scripts/bench
+
+.PHONY: fmt
+fmt: ## Format the code
+	cargo fmt --all
+
+.PHONY: clean
+clean: ## Remove build products (data folders stay)
+	cargo clean

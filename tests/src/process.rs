@@ -1,0 +1,127 @@
+//! A child process that can be killed without mercy and started again.
+
+use std::{
+    fs::File,
+    net::TcpListener,
+    path::{Path, PathBuf},
+    process::{Child, Command, Stdio},
+    time::Duration,
+};
+
+use tokio::time::Instant;
+
+/// Longest wait for a process to end by itself.
+const STOP_DEADLINE: Duration = Duration::from_secs(40);
+
+/// One process of a system under test.
+pub struct Process {
+    name: String,
+    arguments: Vec<String>,
+    log: PathBuf,
+    child: Option<Child>,
+}
+
+impl Process {
+    /// Starts `streamgauge ARGUMENTS`, its output appended to `FOLDER/NAME.log`.
+    pub fn start(name: &str, arguments: Vec<String>, folder: &Path) -> Self {
+        let log = folder.join(format!("{name}.log"));
+        let mut process = Self { name: name.to_owned(), arguments, log, child: None };
+        process.start_again();
+        process
+    }
+
+    /// The process's name in this test.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Starts it with the same arguments, after it ended or was killed.
+    pub fn start_again(&mut self) {
+        assert!(self.child.is_none(), "{} runs already", self.name);
+        let output = File::options()
+            .create(true)
+            .append(true)
+            .open(&self.log)
+            .expect("the log file can be written");
+        let errors = output.try_clone().expect("a file handle can be cloned");
+        let child = Command::new(binary())
+            .args(&self.arguments)
+            .env_clear()
+            .envs(std::env::var_os("PATH").map(|path| ("PATH", path)))
+            .stdin(Stdio::null())
+            .stdout(output)
+            .stderr(errors)
+            .spawn()
+            .expect("the binary starts");
+        self.child = Some(child);
+    }
+
+    /// Kills it with SIGKILL: no handler runs, nothing is flushed.
+    pub fn kill(&mut self) {
+        let mut child = self.child.take().expect("it runs");
+        child.kill().expect("a running process can be killed");
+        child.wait().expect("a killed process can be waited for");
+    }
+
+    /// Asks it to drain with SIGTERM and waits; returns its exit code.
+    pub async fn terminate(&mut self) -> Option<i32> {
+        let mut child = self.child.take().expect("it runs");
+        let asked = Command::new("kill").arg("-TERM").arg(child.id().to_string()).status();
+        assert!(asked.expect("kill runs").success(), "{} had ended before", self.name);
+        let end = Instant::now() + STOP_DEADLINE;
+        loop {
+            if let Some(status) = child.try_wait().expect("a child can be waited for") {
+                return status.code();
+            }
+            if Instant::now() > end {
+                child.kill().expect("a running process can be killed");
+                panic!("{} did not drain in {STOP_DEADLINE:?}:\n{}", self.name, self.tail());
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    }
+
+    /// Whether it still runs.
+    pub fn is_running(&mut self) -> bool {
+        let child = self.child.as_mut();
+        child.is_some_and(|child| matches!(child.try_wait(), Ok(None)))
+    }
+
+    /// The last lines that it wrote.
+    pub fn tail(&self) -> String {
+        let text = std::fs::read_to_string(&self.log).unwrap_or_default();
+        let lines: Vec<_> = text.lines().collect();
+        lines[lines.len().saturating_sub(40)..].join("\n")
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        if let Some(mut child) = self.child.take() {
+            let _ = child.kill();
+            let _ = child.wait();
+        }
+        if std::thread::panicking() {
+            eprintln!("--- the end of {}'s log\n{}\n---", self.name, self.tail());
+        }
+    }
+}
+
+/// The `streamgauge` binary of the profile that this test was built with.
+pub fn binary() -> PathBuf {
+    let test = std::env::current_exe().expect("a test knows its path");
+    let profile = test.parent().and_then(Path::parent).expect("tests lie in PROFILE/deps");
+    let binary = profile.join("streamgauge");
+    assert!(
+        binary.exists(),
+        "{} is missing: `cargo test --workspace` builds it, or `cargo build -p streamgauge`",
+        binary.display()
+    );
+    binary
+}
+
+/// A port that was free a moment ago and stays the same over restarts.
+pub fn free_port() -> u16 {
+    let listener = TcpListener::bind("127.0.0.1:0").expect("loopback has free ports");
+    listener.local_addr().expect("a bound listener has an address").port()
+}
