@@ -255,7 +255,9 @@ impl ConsumerContext for GroupContext {
 }
 
 impl GroupContext {
-    /// Takes partitions over without reading: where to start is the owner's to find out.
+    /// Takes partitions over without reading: where to start is the owner's to find out. They are
+    /// assigned at a plain number, because the answer to a logical offset, which librdkafka asks
+    /// the broker for, may come after the owner's seek and undo it.
     fn assign(
         &self,
         consumer: &BaseConsumer<Self>,
@@ -263,7 +265,7 @@ impl GroupContext {
         partitions: Vec<i32>,
         cooperative: bool,
     ) -> KafkaResult<()> {
-        list.set_all_offsets(Offset::End)?;
+        list.set_all_offsets(Offset::Offset(0))?;
         if cooperative {
             consumer.incremental_assign(list)?;
         } else {
