@@ -38,13 +38,20 @@ pub async fn run(drain: &Drain) -> Result<Value, String> {
     while Instant::now() < limit {
         let covered = heads(&client, &drain.status).await.unwrap_or(0);
         if covered > 0 && began.is_none() {
-            (began, base) = (Some((Instant::now(), drain.pid.and_then(usage::cpu_seconds))), covered);
+            (began, base) = (
+                Some((Instant::now(), drain.pid.and_then(usage::cpu_seconds))),
+                covered,
+            );
         }
         if let Some((began, cpu_before)) = began
             && covered >= drain.records
         {
             let seconds = began.elapsed().as_secs_f64();
-            let cpu = drain.pid.and_then(usage::cpu_seconds).zip(cpu_before).map(|(a, b)| a - b);
+            let cpu = drain
+                .pid
+                .and_then(usage::cpu_seconds)
+                .zip(cpu_before)
+                .map(|(a, b)| a - b);
             let records = (drain.records - base) as f64;
             return Ok(json!({
                 "measure": "drain", "events": drain.records, "seconds": seconds,
@@ -55,11 +62,19 @@ pub async fn run(drain: &Drain) -> Result<Value, String> {
         }
         tokio::time::sleep(POLL).await;
     }
-    Err(format!("{} records were not drained in {} s", drain.records, drain.limit_seconds))
+    Err(format!(
+        "{} records were not drained in {} s",
+        drain.records, drain.limit_seconds
+    ))
 }
 
 async fn heads(client: &reqwest::Client, url: &str) -> Option<i64> {
     let status: Value = client.get(url).send().await.ok()?.json().await.ok()?;
     let partitions = status["partitions"].as_array()?;
-    Some(partitions.iter().filter_map(|partition| partition["head"].as_i64()).sum())
+    Some(
+        partitions
+            .iter()
+            .filter_map(|partition| partition["head"].as_i64())
+            .sum(),
+    )
 }

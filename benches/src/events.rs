@@ -15,7 +15,12 @@ pub struct Events {
 impl Events {
     /// Events of so many users on so many pages.
     pub fn new(seed: u64, users: u32, pages: u32) -> Self {
-        Self { random: StdRng::seed_from_u64(seed), users, pages, number: 0 }
+        Self {
+            random: StdRng::seed_from_u64(seed),
+            users,
+            pages,
+            number: 0,
+        }
     }
 
     /// A number below `bound`, small ones more often: the product of two uniform draws.
@@ -30,7 +35,10 @@ impl Events {
 
     /// An event as a client submits it over HTTP.
     pub fn json(&mut self) -> String {
-        let (user, page) = (self.random.random_range(0..self.users), self.skewed(self.pages));
+        let (user, page) = (
+            self.random.random_range(0..self.users),
+            self.skewed(self.pages),
+        );
         let event_type = self.event_type();
         let value = self.random.random_range(1..10_000);
         format!(
@@ -56,7 +64,9 @@ impl Events {
             page_url: format!("/shop/category/page-{page:04}"),
             session_id: format!("session-{user:06}"),
             value: Some(f64::from(self.random.random_range(1..10_000))),
-            properties: b"{\"plan\":\"standard\",\"referrer\":\"search\"}".as_slice().into(),
+            properties: b"{\"plan\":\"standard\",\"referrer\":\"search\"}"
+                .as_slice()
+                .into(),
             ..Event::default()
         };
         (event.user_id.clone(), event.encode_to_vec())

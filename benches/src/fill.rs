@@ -34,7 +34,10 @@ pub struct Fill {
 /// # Errors
 /// When Kafka does not take it.
 pub async fn run(fill: &Fill) -> Result<Value, KafkaError> {
-    let kafka = KafkaConfig { brokers: fill.brokers.clone(), ..KafkaConfig::default() };
+    let kafka = KafkaConfig {
+        brokers: fill.brokers.clone(),
+        ..KafkaConfig::default()
+    };
     let topic = TopicSpec {
         name: fill.topic.clone(),
         partitions: fill.partitions,
@@ -46,7 +49,9 @@ pub async fn run(fill: &Fill) -> Result<Value, KafkaError> {
     let (began, mut events) = (Instant::now(), Events::new(7, 50_000, 1_000));
     let mut written = 0;
     while written < fill.events {
-        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        let now = SystemTime::now()
+            .duration_since(UNIX_EPOCH)
+            .unwrap_or_default();
         let mut batch = publisher.batch();
         for _ in 0..BATCH.min(fill.events - written) {
             let (key, payload) = events.record(now.as_micros() as i64);

@@ -56,7 +56,11 @@ pub async fn run(freshness: &Freshness) -> Result<Value, String> {
     let (sent, late) = load.await.map_err(|error| error.to_string())?;
     let (p50, p99) = usage::percentiles_ms(fresh);
     let (query_p50, query_p99) = usage::percentiles_ms(queries);
-    let memory: Vec<_> = freshness.pid.iter().filter_map(|pid| usage::peak_rss_mib(*pid)).collect();
+    let memory: Vec<_> = freshness
+        .pid
+        .iter()
+        .filter_map(|pid| usage::peak_rss_mib(*pid))
+        .collect();
     Ok(json!({
         "measure": "freshness", "rate": sent / freshness.seconds as usize, "late_requests": late,
         "p50_ms": p50, "p99_ms": p99, "query_p50_ms": query_p50, "query_p99_ms": query_p99,
@@ -73,15 +77,26 @@ async fn marker(
     let user = format!("marker-{}-{number}", std::process::id());
     let event = json!({ "user_id": user, "event_type": "marker", "page_url": "/marker" });
     let began = Instant::now();
-    let answer = client.post(format!("{}/v1/events", freshness.producer)).json(&event).send().await;
+    let answer = client
+        .post(format!("{}/v1/events", freshness.producer))
+        .json(&event)
+        .send()
+        .await;
     let status = answer.map_err(|error| error.to_string())?.status();
     if status != 200 {
         return Err(format!("a marker was refused: {status}"));
     }
-    let url = format!("{}/analytics/events?user_id={user}&page_url=/marker", freshness.analytics);
+    let url = format!(
+        "{}/analytics/events?user_id={user}&page_url=/marker",
+        freshness.analytics
+    );
     while began.elapsed() < Duration::from_secs(10) {
         let asked = Instant::now();
-        let answer = client.get(&url).send().await.map_err(|error| error.to_string())?;
+        let answer = client
+            .get(&url)
+            .send()
+            .await
+            .map_err(|error| error.to_string())?;
         let answer: Value = answer.json().await.map_err(|error| error.to_string())?;
         queries.push(asked.elapsed().as_micros() as u64);
         if answer["count"].as_u64() == Some(1) {
@@ -112,6 +127,11 @@ async fn steady(client: reqwest::Client, freshness: Freshness, end: Instant) -> 
             late += usize::from(!matches!(done, Ok(true)));
         }
     }
-    late += under_way.join_all().await.into_iter().filter(|ok| !ok).count();
+    late += under_way
+        .join_all()
+        .await
+        .into_iter()
+        .filter(|ok| !ok)
+        .count();
     (sent, late)
 }

@@ -56,7 +56,9 @@ pub async fn run(load: &Load) -> io::Result<Value> {
     let mut connections = Vec::new();
     for seed in 0..load.connections {
         let load = load.clone();
-        connections.push(tokio::spawn(async move { connection(&load, seed, warm, end).await }));
+        connections.push(tokio::spawn(async move {
+            connection(&load, seed, warm, end).await
+        }));
     }
     tokio::time::sleep_until(warm.into()).await;
     let cpu_before = load.pid.and_then(usage::cpu_seconds);
@@ -67,7 +69,11 @@ pub async fn run(load: &Load) -> io::Result<Value> {
         total.refused += tally.refused;
         total.micros.extend(tally.micros);
     }
-    let cpu = load.pid.and_then(usage::cpu_seconds).zip(cpu_before).map(|(a, b)| a - b);
+    let cpu = load
+        .pid
+        .and_then(usage::cpu_seconds)
+        .zip(cpu_before)
+        .map(|(a, b)| a - b);
     let events = total.requests * load.batch as u64;
     let (p50, p99) = usage::percentiles_ms(total.micros);
     Ok(json!({
@@ -80,8 +86,9 @@ pub async fn run(load: &Load) -> io::Result<Value> {
 }
 
 async fn connection(load: &Load, seed: u64, warm: Instant, end: Instant) -> io::Result<Tally> {
-    let requests: Vec<Vec<u8>> =
-        (0..VARIETY).map(|variety| request(load, seed * VARIETY + variety)).collect();
+    let requests: Vec<Vec<u8>> = (0..VARIETY)
+        .map(|variety| request(load, seed * VARIETY + variety))
+        .collect();
     let mut stream = TcpStream::connect(&load.address).await?;
     stream.set_nodelay(true)?;
     let (mut tally, mut buffer) = (Tally::default(), Vec::with_capacity(64 * 1024));
@@ -134,8 +141,12 @@ async fn answer(stream: &mut TcpStream, buffer: &mut Vec<u8>) -> io::Result<u16>
             return Err(io::ErrorKind::UnexpectedEof.into());
         }
     }
-    let status = buffer.get(9..12).and_then(|digits| std::str::from_utf8(digits).ok());
-    status.and_then(|digits| digits.parse().ok()).ok_or_else(|| io::ErrorKind::InvalidData.into())
+    let status = buffer
+        .get(9..12)
+        .and_then(|digits| std::str::from_utf8(digits).ok());
+    status
+        .and_then(|digits| digits.parse().ok())
+        .ok_or_else(|| io::ErrorKind::InvalidData.into())
 }
 
 fn content_length(head: &[u8]) -> io::Result<usize> {

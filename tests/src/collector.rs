@@ -36,7 +36,10 @@ pub struct Span {
 impl Span {
     /// The value of an attribute.
     pub fn attribute(&self, name: &str) -> Option<&str> {
-        self.attributes.iter().find(|(found, _)| found == name).map(|(_, value)| value.as_str())
+        self.attributes
+            .iter()
+            .find(|(found, _)| found == name)
+            .map(|(_, value)| value.as_str())
     }
 }
 
@@ -50,9 +53,16 @@ pub struct Collector {
 impl Collector {
     /// Serves OTLP over gRPC on a free port.
     pub async fn start() -> Self {
-        let listener = TcpListener::bind("127.0.0.1:0").await.expect("loopback has free ports");
-        let address = listener.local_addr().expect("a bound listener has an address");
-        let collector = Self { address, spans: Arc::default() };
+        let listener = TcpListener::bind("127.0.0.1:0")
+            .await
+            .expect("loopback has free ports");
+        let address = listener
+            .local_addr()
+            .expect("a bound listener has an address");
+        let collector = Self {
+            address,
+            spans: Arc::default(),
+        };
         let service = TraceServiceServer::new(collector.clone());
         tokio::spawn(
             tonic::transport::Server::builder()
@@ -69,8 +79,15 @@ impl Collector {
 
     /// The spans of a trace received so far.
     pub fn trace(&self, trace_id: &str) -> Vec<Span> {
-        let spans = self.spans.lock().expect("no test panics while it holds this");
-        spans.iter().filter(|span| span.trace_id == trace_id).cloned().collect()
+        let spans = self
+            .spans
+            .lock()
+            .expect("no test panics while it holds this");
+        spans
+            .iter()
+            .filter(|span| span.trace_id == trace_id)
+            .cloned()
+            .collect()
     }
 }
 
@@ -80,7 +97,10 @@ impl TraceService for Collector {
         &self,
         request: Request<ExportTraceServiceRequest>,
     ) -> Result<Response<ExportTraceServiceResponse>, Status> {
-        let mut kept = self.spans.lock().expect("no test panics while it holds this");
+        let mut kept = self
+            .spans
+            .lock()
+            .expect("no test panics while it holds this");
         for resource in request.into_inner().resource_spans {
             let service = resource
                 .resource
@@ -89,7 +109,11 @@ impl TraceService for Collector {
                 .find(|attribute| attribute.key == "service.name")
                 .map(|attribute| text(attribute.value.as_ref()))
                 .unwrap_or_default();
-            for span in resource.scope_spans.into_iter().flat_map(|scope| scope.spans) {
+            for span in resource
+                .scope_spans
+                .into_iter()
+                .flat_map(|scope| scope.spans)
+            {
                 kept.push(Span {
                     service: service.clone(),
                     name: span.name,

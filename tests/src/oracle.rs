@@ -99,9 +99,15 @@ impl Load {
             while under_way.len() < self.connections
                 && let Some(batch) = waiting.next()
             {
-                under_way.push(until_acknowledged(client.clone(), format!("{url}/v1/events"), batch));
+                under_way.push(until_acknowledged(
+                    client.clone(),
+                    format!("{url}/v1/events"),
+                    batch,
+                ));
             }
-            let Some(one) = under_way.next().await else { break };
+            let Some(one) = under_way.next().await else {
+                break;
+            };
             seen.retried_requests += one.retried_requests;
             seen.retried_events += one.retried_events;
         }
@@ -113,7 +119,10 @@ async fn until_acknowledged(client: reqwest::Client, url: String, mut batch: Vec
     let end = Instant::now() + BATCH_DEADLINE;
     let mut seen = Seen::default();
     loop {
-        assert!(Instant::now() < end, "a batch was not acknowledged in {BATCH_DEADLINE:?}");
+        assert!(
+            Instant::now() < end,
+            "a batch was not acknowledged in {BATCH_DEADLINE:?}"
+        );
         match client.post(&url).json(&batch).send().await {
             Ok(response) if response.status() == 200 || response.status() == 503 => {
                 let answer: Value = response.json().await.unwrap_or_default();
@@ -127,7 +136,10 @@ async fn until_acknowledged(client: reqwest::Client, url: String, mut batch: Vec
             Ok(response) => {
                 let status = response.status();
                 let body = response.text().await.unwrap_or_default();
-                assert!(status == 429 || status.is_server_error(), "{status}: {body}");
+                assert!(
+                    status == 429 || status.is_server_error(),
+                    "{status}: {body}"
+                );
             }
             // Cut off: the outcome is not known, so the same ids are sent again.
             Err(_) => {}
@@ -139,8 +151,14 @@ async fn until_acknowledged(client: reqwest::Client, url: String, mut batch: Vec
 
 /// The events that are not acknowledged; all of them when there are no verdicts.
 fn refused(batch: &[Value], answer: &Value) -> Vec<Value> {
-    let Some(verdicts) = answer["verdicts"].as_array() else { return batch.to_vec() };
-    assert_eq!(verdicts.len(), batch.len(), "one verdict per event: {answer}");
+    let Some(verdicts) = answer["verdicts"].as_array() else {
+        return batch.to_vec();
+    };
+    assert_eq!(
+        verdicts.len(),
+        batch.len(),
+        "one verdict per event: {answer}"
+    );
     let mut left = Vec::new();
     for (event, verdict) in batch.iter().zip(verdicts) {
         match verdict["status"].as_str() {

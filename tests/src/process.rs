@@ -25,7 +25,12 @@ impl Process {
     /// Starts `streamgauge ARGUMENTS`, its output appended to `FOLDER/NAME.log`.
     pub fn start(name: &str, arguments: Vec<String>, folder: &Path) -> Self {
         let log = folder.join(format!("{name}.log"));
-        let mut process = Self { name: name.to_owned(), arguments, log, child: None };
+        let mut process = Self {
+            name: name.to_owned(),
+            arguments,
+            log,
+            child: None,
+        };
         process.start_again();
         process
     }
@@ -66,8 +71,15 @@ impl Process {
     /// Asks it to drain with SIGTERM and waits; returns its exit code.
     pub async fn terminate(&mut self) -> Option<i32> {
         let mut child = self.child.take().expect("it runs");
-        let asked = Command::new("kill").arg("-TERM").arg(child.id().to_string()).status();
-        assert!(asked.expect("kill runs").success(), "{} had ended before", self.name);
+        let asked = Command::new("kill")
+            .arg("-TERM")
+            .arg(child.id().to_string())
+            .status();
+        assert!(
+            asked.expect("kill runs").success(),
+            "{} had ended before",
+            self.name
+        );
         let end = Instant::now() + STOP_DEADLINE;
         loop {
             if let Some(status) = child.try_wait().expect("a child can be waited for") {
@@ -75,7 +87,11 @@ impl Process {
             }
             if Instant::now() > end {
                 child.kill().expect("a running process can be killed");
-                panic!("{} did not drain in {STOP_DEADLINE:?}:\n{}", self.name, self.tail());
+                panic!(
+                    "{} did not drain in {STOP_DEADLINE:?}:\n{}",
+                    self.name,
+                    self.tail()
+                );
             }
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
@@ -110,7 +126,10 @@ impl Drop for Process {
 /// The `streamgauge` binary of the profile that this test was built with.
 pub fn binary() -> PathBuf {
     let test = std::env::current_exe().expect("a test knows its path");
-    let profile = test.parent().and_then(Path::parent).expect("tests lie in PROFILE/deps");
+    let profile = test
+        .parent()
+        .and_then(Path::parent)
+        .expect("tests lie in PROFILE/deps");
     let binary = profile.join("streamgauge");
     assert!(
         binary.exists(),
@@ -123,5 +142,8 @@ pub fn binary() -> PathBuf {
 /// A port that was free a moment ago and stays the same over restarts.
 pub fn free_port() -> u16 {
     let listener = TcpListener::bind("127.0.0.1:0").expect("loopback has free ports");
-    listener.local_addr().expect("a bound listener has an address").port()
+    listener
+        .local_addr()
+        .expect("a bound listener has an address")
+        .port()
 }

@@ -1,0 +1,6 @@
+//! End-to-end tests over the public surface; one body, two environments (see `streamgauge_tests`).
+
+mod bad_input;
+mod kills;
+mod session;
+mod traces;
