@@ -1,0 +1,251 @@
+//! Whether a service is alive and ready. Readiness is the conjunction of named conditions, each of which starts out
+//! not ready and says why. Once a shutdown has begun a service never becomes ready again.
+
+use std::sync::Arc;
+
+use parking_lot::Mutex;
+use serde::Serialize;
+use tokio::sync::watch;
+
+/// Clones share the state.
+#[derive(Clone, Debug)]
+pub struct Health {
+    inner: Arc<Inner>,
+}
+
+#[derive(Debug)]
+struct Inner {
+    service: &'static str,
+    state: Mutex<State>,
+    ready: watch::Sender<bool>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    conditions: Vec<ConditionReport>,
+    shutting_down: bool,
+    /// Why the service can only be restarted, once that is so.
+    dead: Option<String>,
+}
+
+impl State {
+    fn ready(&self) -> bool {
+        !self.shutting_down
+            && self.dead.is_none()
+            && self.conditions.iter().all(|condition| condition.ready)
+    }
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct HealthReport {
+    pub service: &'static str,
+    pub version: &'static str,
+    pub ready: bool,
+    pub live: bool,
+    pub shutting_down: bool,
+    pub conditions: Vec<ConditionReport>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct ConditionReport {
+    pub name: &'static str,
+    pub ready: bool,
+    /// Why it is not ready; empty when it is.
+    pub detail: String,
+}
+
+impl Health {
+    pub fn new(service: &'static str) -> Self {
+        Health {
+            inner: Arc::new(Inner {
+                service,
+                state: Mutex::default(),
+                ready: watch::Sender::new(true),
+            }),
+        }
+    }
+
+    /// A condition of readiness, not met so far. Asking for a name twice gives the same condition.
+    pub fn condition(&self, name: &'static str) -> Condition {
+        self.update(|state| {
+            let known = state.conditions.iter().position(|known| known.name == name);
+            let index = known.unwrap_or_else(|| {
+                state.conditions.push(ConditionReport {
+                    name,
+                    ready: false,
+                    detail: "starting".to_owned(),
+                });
+                state.conditions.len() - 1
+            });
+            Condition {
+                health: self.clone(),
+                index,
+            }
+        })
+    }
+
+    /// False once nothing but a restart can help.
+    pub fn live(&self) -> bool {
+        self.inner.state.lock().dead.is_none()
+    }
+
+    pub fn ready(&self) -> bool {
+        self.inner.state.lock().ready()
+    }
+
+    pub fn report(&self) -> HealthReport {
+        let state = self.inner.state.lock();
+        let mut conditions = state.conditions.clone();
+        if let Some(reason) = &state.dead {
+            conditions.push(ConditionReport {
+                name: "live",
+                ready: false,
+                detail: reason.clone(),
+            });
+        }
+        HealthReport {
+            service: self.inner.service,
+            version: env!("CARGO_PKG_VERSION"),
+            ready: state.ready(),
+            live: state.dead.is_none(),
+            shutting_down: state.shutting_down,
+            conditions,
+        }
+    }
+
+    /// Readiness goes down for good, so that traffic moves elsewhere while the service drains.
+    pub fn shutting_down(&self) {
+        self.update(|state| state.shutting_down = true);
+    }
+
+    /// Only a restart can help: `/livez` fails from now on.
+    pub fn dead(&self, reason: impl Into<String>) {
+        self.update(|state| state.dead = Some(reason.into()));
+    }
+
+    /// Follows readiness.
+    pub fn subscribe(&self) -> watch::Receiver<bool> {
+        self.inner.ready.subscribe()
+    }
+
+    /// Changes the state and tells the followers, under one lock, so that they see changes in order.
+    fn update<R>(&self, change: impl FnOnce(&mut State) -> R) -> R {
+        let mut state = self.inner.state.lock();
+        let result = change(&mut state);
+        let now = state.ready();
+        self.inner
+            .ready
+            .send_if_modified(|ready| std::mem::replace(ready, now) != now);
+        result
+    }
+}
+
+/// One condition of readiness; clones are the same condition.
+#[derive(Clone, Debug)]
+pub struct Condition {
+    health: Health,
+    index: usize,
+}
+
+impl Condition {
+    pub fn up(&self) {
+        self.set(true, String::new());
+    }
+
+    pub fn down(&self, reason: impl Into<String>) {
+        self.set(false, reason.into());
+    }
+
+    pub fn is_up(&self) -> bool {
+        self.health.inner.state.lock().conditions[self.index].ready
+    }
+
+    fn set(&self, ready: bool, detail: String) {
+        let changed = self.health.update(|state| {
+            let condition = &mut state.conditions[self.index];
+            let changed = condition.ready != ready;
+            condition.ready = ready;
+            condition.detail.clone_from(&detail);
+            changed.then_some(condition.name)
+        });
+        let service = self.health.inner.service;
+        match changed {
+            Some(condition) if ready => tracing::info!(service, condition, "condition met"),
+            Some(condition) => {
+                tracing::warn!(service, condition, reason = detail, "condition lost")
+            }
+            None => {}
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ready_takes_every_condition() {
+        let health = Health::new("producer");
+        assert!(health.ready(), "no conditions, nothing to wait for");
+        let kafka = health.condition("kafka");
+        let auth = health.condition("auth");
+        assert!(!health.ready());
+        kafka.up();
+        assert!(!health.ready());
+        auth.up();
+        assert!(health.ready());
+        kafka.down("no broker answers");
+        let report = health.report();
+        assert!(!report.ready && report.live);
+        assert_eq!(
+            report.conditions[0],
+            ConditionReport {
+                name: "kafka",
+                ready: false,
+                detail: "no broker answers".to_owned()
+            }
+        );
+        assert!(report.conditions[1].ready);
+    }
+
+    #[test]
+    fn the_same_name_is_the_same_condition() {
+        let health = Health::new("producer");
+        let (first, second) = (health.condition("kafka"), health.condition("kafka"));
+        first.up();
+        assert!(second.is_up() && health.ready());
+        assert_eq!(health.report().conditions.len(), 1);
+    }
+
+    #[test]
+    fn a_shutdown_is_for_good() {
+        let health = Health::new("producer");
+        let condition = health.condition("kafka");
+        condition.up();
+        health.shutting_down();
+        condition.up();
+        health.condition("later").up();
+        assert!(!health.ready() && health.live());
+    }
+
+    #[test]
+    fn the_dead_say_why() {
+        let health = Health::new("consumer");
+        health.dead("a worker stopped");
+        assert!(!health.live() && !health.ready());
+        assert_eq!(health.report().conditions[0].detail, "a worker stopped");
+    }
+
+    #[tokio::test]
+    async fn followers_see_changes_only() {
+        let health = Health::new("producer");
+        let condition = health.condition("kafka");
+        let mut ready = health.subscribe();
+        assert!(!*ready.borrow_and_update());
+        condition.down("still not");
+        assert!(!ready.has_changed().unwrap());
+        condition.up();
+        ready.changed().await.unwrap();
+        assert!(*ready.borrow_and_update());
+    }
+}

@@ -1,0 +1,221 @@
+//! An HTTP/1.1 server that a bad client cannot wear out: heads must arrive in time, connections are bounded, and a
+//! shutdown waits for requests under way, but not forever. (`axum::serve` offers none of the three.)
+
+use std::io;
+use std::net::SocketAddr;
+use std::pin::pin;
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::Router;
+use axum::body::Body;
+use axum::extract::ConnectInfo;
+use http::Request;
+use hyper::body::Incoming;
+use hyper::server::conn::http1;
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use serde::{Deserialize, Serialize};
+use thiserror::Error;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::Semaphore;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+use tower::ServiceExt;
+
+use crate::Shutdown;
+
+/// How much a server puts up with.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct HttpServerConfig {
+    /// How long a client may take to send the head of a request; also how long an idle connection is kept.
+    pub header_read_timeout_ms: u64,
+    /// Connections at once; those beyond are answered with 503 and closed.
+    pub max_connections: usize,
+    /// The largest head of a request, in bytes.
+    pub max_header_bytes: usize,
+}
+
+impl Default for HttpServerConfig {
+    fn default() -> Self {
+        HttpServerConfig {
+            header_read_timeout_ms: 15_000,
+            max_connections: 4_096,
+            max_header_bytes: 32 * 1024,
+        }
+    }
+}
+
+/// An address could not be listened on.
+#[derive(Debug, Error)]
+#[error(
+    "{setting}: cannot listen on {address}: {source}; set {setting} to an address that is free here"
+)]
+pub struct BindError {
+    pub setting: String,
+    pub address: SocketAddr,
+    pub source: io::Error,
+}
+
+/// Listens on `addr`, which the setting of that name asked for.
+pub async fn bind(setting: &str, addr: SocketAddr) -> Result<TcpListener, BindError> {
+    TcpListener::bind(addr).await.map_err(|source| BindError {
+        setting: setting.to_owned(),
+        address: addr,
+        source,
+    })
+}
+
+/// Serves until the shutdown, then lets requests under way finish until the deadline, after which their connections
+/// are cut. Handlers find the peer's address as `ConnectInfo<SocketAddr>`; connections may be upgraded (WebSocket).
+pub async fn serve_http(
+    listener: TcpListener,
+    router: Router,
+    config: HttpServerConfig,
+    shutdown: Shutdown,
+    deadline: Duration,
+) -> io::Result<()> {
+    let server = Server::new(router, &config, shutdown.clone());
+    loop {
+        let accepted = tokio::select! {
+            accepted = listener.accept() => accepted,
+            () = shutdown.triggered() => break,
+        };
+        match accepted {
+            Ok((stream, peer)) => server.take(stream, peer),
+            Err(error) if is_of_one_connection(&error) => {}
+            Err(error) => {
+                // Out of file descriptors, most likely: give some time to come back.
+                tracing::error!(%error, "cannot accept connections");
+                tokio::select! {
+                    () = tokio::time::sleep(Duration::from_millis(250)) => {}
+                    () = shutdown.triggered() => break,
+                }
+            }
+        }
+    }
+    drop(listener);
+    server.drain(deadline).await;
+    Ok(())
+}
+
+fn is_of_one_connection(error: &io::Error) -> bool {
+    matches!(
+        error.kind(),
+        io::ErrorKind::ConnectionRefused
+            | io::ErrorKind::ConnectionAborted
+            | io::ErrorKind::ConnectionReset
+    )
+}
+
+struct Server {
+    router: Router,
+    http: http1::Builder,
+    places: Arc<Semaphore>,
+    /// Connections that are being turned away; these are bounded too.
+    refusals: Arc<Semaphore>,
+    connections: TaskTracker,
+    shutdown: Shutdown,
+    /// Cuts what is left at the deadline.
+    cut: CancellationToken,
+}
+
+const MAX_REFUSALS: usize = 256;
+const REFUSAL_LINGER: Duration = Duration::from_secs(1);
+const REFUSAL: &[u8] =
+    b"HTTP/1.1 503 Service Unavailable\r\nretry-after: 1\r\nconnection: close\r\n\
+    content-type: text/plain\r\ncontent-length: 21\r\n\r\ntoo many connections\n";
+
+impl Server {
+    fn new(router: Router, config: &HttpServerConfig, shutdown: Shutdown) -> Self {
+        let mut http = http1::Builder::new();
+        http.timer(TokioTimer::new())
+            .header_read_timeout(Duration::from_millis(config.header_read_timeout_ms.max(1)))
+            // Hyper does not go below this buffer.
+            .max_buf_size(config.max_header_bytes.max(8 * 1024));
+        Server {
+            router,
+            http,
+            places: Arc::new(Semaphore::new(
+                config.max_connections.clamp(1, Semaphore::MAX_PERMITS),
+            )),
+            refusals: Arc::new(Semaphore::new(MAX_REFUSALS)),
+            connections: TaskTracker::new(),
+            shutdown,
+            cut: CancellationToken::new(),
+        }
+    }
+
+    fn take(&self, stream: TcpStream, peer: SocketAddr) {
+        let Ok(place) = Arc::clone(&self.places).try_acquire_owned() else {
+            if let Ok(place) = Arc::clone(&self.refusals).try_acquire_owned() {
+                self.connections.spawn(async move {
+                    refuse(stream).await;
+                    drop(place);
+                });
+            }
+            return;
+        };
+        // Answers are small and should leave at once.
+        let _ = stream.set_nodelay(true);
+        let router = self.router.clone();
+        let service = service_fn(move |request: Request<Incoming>| {
+            let mut request = request.map(Body::new);
+            request.extensions_mut().insert(ConnectInfo(peer));
+            router.clone().oneshot(request)
+        });
+        let connection = self
+            .http
+            .serve_connection(TokioIo::new(stream), service)
+            .with_upgrades();
+        let (shutdown, cut) = (self.shutdown.clone(), self.cut.clone());
+        self.connections.spawn(async move {
+            let mut connection = pin!(connection);
+            let drained = async {
+                tokio::select! {
+                    result = connection.as_mut() => return result,
+                    () = shutdown.triggered() => connection.as_mut().graceful_shutdown(),
+                }
+                connection.await
+            };
+            tokio::select! {
+                result = drained => if let Err(error) = result {
+                    tracing::debug!(%error, %peer, "connection ended early");
+                },
+                () = cut.cancelled() => {}
+            }
+            drop(place);
+        });
+    }
+
+    async fn drain(self, deadline: Duration) {
+        self.connections.close();
+        if tokio::time::timeout(deadline, self.connections.wait())
+            .await
+            .is_err()
+        {
+            tracing::warn!(
+                left = self.connections.len(),
+                "cutting connections that did not finish in time"
+            );
+            self.cut.cancel();
+            self.connections.wait().await;
+        }
+    }
+}
+
+/// Says no in a way that reaches the client: closing at once, with its request unread, would reset the connection and
+/// might take the answer with it.
+async fn refuse(mut stream: TcpStream) {
+    let said = async {
+        stream.write_all(REFUSAL).await?;
+        stream.shutdown().await?;
+        let mut ignored = [0; 1024];
+        while stream.read(&mut ignored).await? > 0 {}
+        Ok::<_, io::Error>(())
+    };
+    // A client that has gone, or that does not close, is no loss.
+    let _ = tokio::time::timeout(REFUSAL_LINGER, said).await;
+}

@@ -1,0 +1,689 @@
+//! Circuit breakers: after enough failures calls to a dependency are refused at once for a while, then a single probe
+//! finds out whether it has recovered. A breaker must never stay half-open: a probe that is dropped or forgotten gives
+//! its place back.
+
+use std::fmt;
+use std::future::Future;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use failsafe::{FailurePolicy, Instrument, StateMachine, failure_policy};
+use parking_lot::Mutex;
+use rand::Rng;
+use serde::{Deserialize, Serialize};
+use thiserror::Error;
+
+/// When a breaker opens, and for how long.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct BreakerConfig {
+    /// Failures in a row that open it.
+    pub consecutive_failures: u32,
+    /// The share of failed calls over the window (0 to 1) that opens it as well; none looks at failures in a row only.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub failure_rate: Option<f64>,
+    /// The window of the failure rate.
+    pub failure_rate_window_s: u64,
+    /// Calls in the window below which the failure rate says nothing.
+    pub failure_rate_min_calls: u32,
+    /// How long it stays open the first time; twice as long after each failed probe.
+    pub open_min_ms: u64,
+    /// The longest it stays open.
+    pub open_max_ms: u64,
+}
+
+impl Default for BreakerConfig {
+    fn default() -> Self {
+        BreakerConfig {
+            consecutive_failures: 5,
+            failure_rate: None,
+            failure_rate_window_s: 30,
+            failure_rate_min_calls: 20,
+            open_min_ms: 500,
+            open_max_ms: 30_000,
+        }
+    }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum BreakerState {
+    Closed,
+    HalfOpen,
+    Open,
+}
+
+impl BreakerState {
+    pub const ALL: [BreakerState; 3] = [
+        BreakerState::Closed,
+        BreakerState::HalfOpen,
+        BreakerState::Open,
+    ];
+
+    /// The name in metrics and logs.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            BreakerState::Closed => "closed",
+            BreakerState::HalfOpen => "half_open",
+            BreakerState::Open => "open",
+        }
+    }
+
+    /// The value of the `circuit_breaker_state` gauge: 0 closed, 1 half-open, 2 open.
+    pub fn gauge(self) -> i64 {
+        match self {
+            BreakerState::Closed => 0,
+            BreakerState::HalfOpen => 1,
+            BreakerState::Open => 2,
+        }
+    }
+}
+
+impl fmt::Display for BreakerState {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+/// Is told of each change of state, in order. It must not call the breaker.
+pub trait BreakerObserver: Send + Sync + 'static {
+    fn transition(&self, name: &'static str, to: BreakerState);
+}
+
+/// An observer that looks away.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct IgnoreTransitions;
+
+impl BreakerObserver for IgnoreTransitions {
+    fn transition(&self, _name: &'static str, _to: BreakerState) {}
+}
+
+/// The breaker refuses calls for now.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
+#[error("the circuit breaker is open; retry in {} ms", retry_after.as_millis())]
+pub struct Open {
+    pub retry_after: Duration,
+}
+
+/// What became of a call through a breaker.
+#[derive(Debug, Error)]
+pub enum BreakerError<E> {
+    #[error(transparent)]
+    Open(Open),
+    /// The call was made and failed.
+    #[error(transparent)]
+    Inner(E),
+}
+
+/// A breaker's share of the failures' bookkeeping: the policies of failsafe, and the last delay they chose, which
+/// failsafe itself does not tell.
+struct Policy {
+    policy: Box<dyn FailurePolicy + Send>,
+    delay: Arc<Mutex<Duration>>,
+}
+
+impl Policy {
+    fn new(config: &BreakerConfig, delay: Arc<Mutex<Duration>>) -> Self {
+        let waits = OpenTimes::new(config);
+        let in_a_row =
+            failure_policy::consecutive_failures(config.consecutive_failures.max(1), waits.clone());
+        let policy: Box<dyn FailurePolicy + Send> = match config.failure_rate {
+            None => Box::new(in_a_row),
+            Some(_) => Box::new(in_a_row.or_else(FailureRate::new(config, waits))),
+        };
+        Policy { policy, delay }
+    }
+}
+
+impl FailurePolicy for Policy {
+    fn record_success(&mut self) {
+        self.policy.record_success();
+    }
+
+    fn mark_dead_on_failure(&mut self) -> Option<Duration> {
+        let delay = self.policy.mark_dead_on_failure()?;
+        *self.delay.lock() = delay;
+        Some(delay)
+    }
+
+    fn revived(&mut self) {
+        self.policy.revived();
+    }
+}
+
+/// The slots that the window of a failure rate is made of; it moves by one at a time.
+const SLOTS: usize = 10;
+
+/// Opens the breaker when too large a share of the calls in a sliding window failed. (The policy of failsafe for this
+/// is a moving average that takes no notice of a call in the same millisecond as the one before.)
+struct FailureRate {
+    rate: f64,
+    min_calls: u64,
+    slot: Duration,
+    since: Instant,
+    /// The number of the newest slot, counted from the start.
+    newest: u64,
+    /// Successes and failures.
+    slots: [(u64, u64); SLOTS],
+    waits: OpenTimes,
+    fresh_waits: OpenTimes,
+}
+
+impl FailureRate {
+    fn new(config: &BreakerConfig, waits: OpenTimes) -> Self {
+        let rate = config.failure_rate.filter(|rate| !rate.is_nan());
+        FailureRate {
+            rate: rate.unwrap_or(1.0).clamp(0.0, 1.0),
+            min_calls: u64::from(config.failure_rate_min_calls.max(1)),
+            slot: Duration::from_secs(config.failure_rate_window_s.max(1)) / SLOTS as u32,
+            since: Instant::now(),
+            newest: 0,
+            slots: [(0, 0); SLOTS],
+            fresh_waits: waits.clone(),
+            waits,
+        }
+    }
+
+    /// The slot of this moment; those that have left the window are cleared on the way.
+    fn slot(&mut self) -> &mut (u64, u64) {
+        let now = (self.since.elapsed().as_nanos() / self.slot.as_nanos()) as u64;
+        let steps = now.saturating_sub(self.newest).min(SLOTS as u64);
+        self.newest = self.newest.max(now);
+        for step in 0..steps {
+            self.slots[((self.newest - step) % SLOTS as u64) as usize] = (0, 0);
+        }
+        &mut self.slots[(self.newest % SLOTS as u64) as usize]
+    }
+}
+
+impl FailurePolicy for FailureRate {
+    fn record_success(&mut self) {
+        self.slot().0 += 1;
+    }
+
+    fn mark_dead_on_failure(&mut self) -> Option<Duration> {
+        self.slot().1 += 1;
+        let failed: u64 = self.slots.iter().map(|(_, failed)| failed).sum();
+        let calls: u64 = self.slots.iter().map(|(ok, failed)| ok + failed).sum();
+        let too_many = calls >= self.min_calls && failed as f64 >= self.rate * calls as f64;
+        too_many.then(|| self.waits.next()).flatten()
+    }
+
+    fn revived(&mut self) {
+        self.slots = [(0, 0); SLOTS];
+        self.waits = self.fresh_waits.clone();
+    }
+}
+
+/// How long to stay open: doubling, with the upper half drawn at random so that instances do not probe in step.
+#[derive(Clone, Debug)]
+struct OpenTimes {
+    next_ms: u64,
+    max_ms: u64,
+}
+
+impl OpenTimes {
+    fn new(config: &BreakerConfig) -> Self {
+        let max_ms = config.open_max_ms.max(config.open_min_ms).max(1);
+        OpenTimes {
+            next_ms: config.open_min_ms.clamp(1, max_ms),
+            max_ms,
+        }
+    }
+}
+
+impl Iterator for OpenTimes {
+    type Item = Duration;
+
+    fn next(&mut self) -> Option<Duration> {
+        let bound = self.next_ms;
+        self.next_ms = bound.saturating_mul(2).min(self.max_ms);
+        let ms = rand::rng().random_range(bound - bound / 2..=bound);
+        Some(Duration::from_millis(ms))
+    }
+}
+
+/// Receives the transitions of failsafe's state machine. They happen under the breaker's lock only.
+struct Relay {
+    name: &'static str,
+    state: Arc<Mutex<BreakerState>>,
+    observer: Arc<dyn BreakerObserver>,
+}
+
+impl Relay {
+    fn to(&self, state: BreakerState) {
+        *self.state.lock() = state;
+        self.observer.transition(self.name, state);
+    }
+}
+
+impl Instrument for Relay {
+    fn on_call_rejected(&self) {}
+
+    fn on_open(&self) {
+        self.to(BreakerState::Open);
+    }
+
+    fn on_half_open(&self) {
+        self.to(BreakerState::HalfOpen);
+    }
+
+    fn on_closed(&self) {
+        self.to(BreakerState::Closed);
+    }
+}
+
+struct Gate {
+    machine: StateMachine<Policy, Relay>,
+    /// When an open breaker lets a probe through.
+    open_until: Instant,
+    /// Since when a probe is under way, while half-open.
+    probing_since: Option<Instant>,
+}
+
+struct Inner {
+    gate: Mutex<Gate>,
+    state: Arc<Mutex<BreakerState>>,
+    delay: Arc<Mutex<Duration>>,
+    /// After this long a probe that was never reported counts as lost, and another may go.
+    probe_lease: Duration,
+}
+
+/// A circuit breaker; clones share its state.
+///
+/// After `try_acquire` has let a call through, report it with exactly one of `success` and `failure`; `call` does so
+/// by itself.
+#[derive(Clone)]
+pub struct Breaker {
+    name: &'static str,
+    inner: Arc<Inner>,
+}
+
+impl Breaker {
+    pub fn new(
+        name: &'static str,
+        config: &BreakerConfig,
+        observer: Arc<dyn BreakerObserver>,
+    ) -> Self {
+        let state = Arc::new(Mutex::new(BreakerState::Closed));
+        let delay = Arc::new(Mutex::new(Duration::ZERO));
+        let machine = StateMachine::new(
+            Policy::new(config, Arc::clone(&delay)),
+            Relay {
+                name,
+                state: Arc::clone(&state),
+                observer,
+            },
+        );
+        Breaker {
+            name,
+            inner: Arc::new(Inner {
+                gate: Mutex::new(Gate {
+                    machine,
+                    open_until: Instant::now(),
+                    probing_since: None,
+                }),
+                state,
+                delay,
+                probe_lease: Duration::from_millis(config.open_max_ms.max(config.open_min_ms)),
+            }),
+        }
+    }
+
+    pub fn name(&self) -> &'static str {
+        self.name
+    }
+
+    pub fn state(&self) -> BreakerState {
+        *self.inner.state.lock()
+    }
+
+    /// Asks for leave to call. An open breaker refuses until its time is over; a half-open one lets one probe through
+    /// at a time.
+    pub fn try_acquire(&self) -> Result<(), Open> {
+        let mut gate = self.inner.gate.lock();
+        let now = Instant::now();
+        if self.state() == BreakerState::Closed {
+            return Ok(());
+        }
+        if let Some(since) = gate.probing_since {
+            let lease_left = self.inner.probe_lease.saturating_sub(now - since);
+            if !lease_left.is_zero() {
+                return Err(Open {
+                    retry_after: lease_left.min(PROBE_RETRY),
+                });
+            }
+        }
+        if !gate.machine.is_call_permitted() {
+            let left = gate.open_until.saturating_duration_since(now);
+            return Err(Open {
+                retry_after: left.max(Duration::from_millis(1)),
+            });
+        }
+        gate.probing_since = Some(now);
+        Ok(())
+    }
+
+    /// The call went well.
+    pub fn success(&self) {
+        let mut gate = self.inner.gate.lock();
+        gate.probing_since = None;
+        gate.machine.on_success();
+    }
+
+    /// The call failed in a way that says something about the dependency's health.
+    pub fn failure(&self) {
+        let mut gate = self.inner.gate.lock();
+        gate.probing_since = None;
+        let was_open = self.state() == BreakerState::Open;
+        gate.machine.on_error();
+        if !was_open && self.state() == BreakerState::Open {
+            gate.open_until = Instant::now() + *self.inner.delay.lock();
+        }
+    }
+
+    /// Gives the place of a probe back without a verdict, as when the call was abandoned.
+    fn abandon(&self) {
+        self.inner.gate.lock().probing_since = None;
+    }
+
+    /// Makes the call if the breaker allows it, and reports how it went. Errors that `is_failure` denies (say, the
+    /// caller's own mistakes) count as success. A call that is dropped before its end counts as neither.
+    pub async fn call<F, T, E>(
+        &self,
+        is_failure: impl Fn(&E) -> bool,
+        fut: F,
+    ) -> Result<T, BreakerError<E>>
+    where
+        F: Future<Output = Result<T, E>>,
+    {
+        self.try_acquire().map_err(BreakerError::Open)?;
+        let place = Place(Some(self));
+        let result = fut.await;
+        place.report(result.as_ref().err().is_some_and(is_failure));
+        result.map_err(BreakerError::Inner)
+    }
+}
+
+/// What a caller is told to wait while another's probe is under way.
+const PROBE_RETRY: Duration = Duration::from_millis(100);
+
+/// A call under way; given back when it is dropped before it was reported.
+struct Place<'a>(Option<&'a Breaker>);
+
+impl Place<'_> {
+    fn report(mut self, failed: bool) {
+        match self.0.take() {
+            Some(breaker) if failed => breaker.failure(),
+            Some(breaker) => breaker.success(),
+            None => {}
+        }
+    }
+}
+
+impl Drop for Place<'_> {
+    fn drop(&mut self) {
+        if let Some(breaker) = self.0 {
+            breaker.abandon();
+        }
+    }
+}
+
+impl fmt::Debug for Breaker {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Breaker")
+            .field("name", &self.name)
+            .field("state", &self.state())
+            .finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[derive(Default)]
+    struct Recorder(Mutex<Vec<BreakerState>>);
+
+    impl BreakerObserver for Recorder {
+        fn transition(&self, name: &'static str, to: BreakerState) {
+            assert_eq!(name, "store");
+            self.0.lock().push(to);
+        }
+    }
+
+    fn breaker(config: &BreakerConfig) -> (Breaker, Arc<Recorder>) {
+        let recorder = Arc::new(Recorder::default());
+        (Breaker::new("store", config, recorder.clone()), recorder)
+    }
+
+    fn quick() -> BreakerConfig {
+        BreakerConfig {
+            consecutive_failures: 3,
+            open_min_ms: 20,
+            open_max_ms: 60_000,
+            ..BreakerConfig::default()
+        }
+    }
+
+    fn fail(breaker: &Breaker, times: u32) {
+        for _ in 0..times {
+            breaker.try_acquire().unwrap();
+            breaker.failure();
+        }
+    }
+
+    /// Waits until the breaker lets a call through; the clock of failsafe is the real one.
+    async fn acquire(breaker: &Breaker) {
+        let acquired = async {
+            while let Err(open) = breaker.try_acquire() {
+                tokio::time::sleep(open.retry_after).await;
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(30), acquired)
+            .await
+            .unwrap();
+    }
+
+    #[tokio::test]
+    async fn it_opens_probes_and_closes() {
+        use BreakerState::{Closed, HalfOpen, Open};
+        let (breaker, recorder) = breaker(&quick());
+        fail(&breaker, 2);
+        breaker.success();
+        fail(&breaker, 2);
+        assert_eq!(
+            breaker.state(),
+            Closed,
+            "a success in between starts the count anew"
+        );
+        fail(&breaker, 1);
+        assert_eq!(breaker.state(), Open);
+        let refused = breaker.try_acquire().unwrap_err();
+        assert!(
+            refused.retry_after <= Duration::from_millis(20),
+            "{refused:?}"
+        );
+
+        acquire(&breaker).await;
+        assert_eq!(breaker.state(), HalfOpen);
+        breaker.failure();
+        assert_eq!(
+            breaker.state(),
+            Open,
+            "a failed probe opens it again at once"
+        );
+
+        acquire(&breaker).await;
+        breaker.success();
+        assert_eq!(breaker.state(), Closed);
+        assert_eq!(
+            *recorder.0.lock(),
+            [Closed, Open, HalfOpen, Open, HalfOpen, Closed]
+        );
+    }
+
+    #[tokio::test]
+    async fn only_one_probe_goes_at_a_time() {
+        let (breaker, _) = breaker(&quick());
+        fail(&breaker, 3);
+        acquire(&breaker).await;
+        for _ in 0..100 {
+            assert!(breaker.try_acquire().is_err());
+        }
+        assert_eq!(breaker.state(), BreakerState::HalfOpen);
+        breaker.success();
+        assert!(breaker.try_acquire().is_ok() && breaker.try_acquire().is_ok());
+    }
+
+    #[tokio::test]
+    async fn a_probe_that_is_dropped_gives_its_place_back() {
+        let (breaker, _) = breaker(&quick());
+        fail(&breaker, 3);
+        let probing = async {
+            loop {
+                let never = std::future::pending::<Result<(), ()>>();
+                match breaker.call(|()| true, never).await {
+                    Err(BreakerError::Open(open)) => tokio::time::sleep(open.retry_after).await,
+                    other => panic!("{other:?}"),
+                }
+            }
+        };
+        tokio::select! {
+            () = probing => {}
+            () = async {
+                while breaker.state() != BreakerState::HalfOpen {
+                    tokio::time::sleep(Duration::from_millis(1)).await;
+                }
+            } => {}
+        }
+        breaker.try_acquire().unwrap();
+    }
+
+    #[tokio::test]
+    async fn a_probe_that_is_never_reported_expires() {
+        let (breaker, _) = breaker(&BreakerConfig {
+            open_max_ms: 30,
+            ..quick()
+        });
+        fail(&breaker, 3);
+        acquire(&breaker).await;
+        acquire(&breaker).await;
+    }
+
+    #[tokio::test]
+    async fn a_call_counts_only_what_is_a_failure() {
+        let (breaker, _) = breaker(&quick());
+        for _ in 0..10 {
+            let result = breaker
+                .call(|error| *error != "mine", async { Err::<(), _>("mine") })
+                .await;
+            assert!(matches!(result, Err(BreakerError::Inner("mine"))));
+        }
+        for _ in 0..3 {
+            assert_eq!(breaker.state(), BreakerState::Closed);
+            let _ = breaker
+                .call(|_| true, async { Err::<(), _>("theirs") })
+                .await;
+        }
+        let result = breaker.call(|_: &&str| true, async { Ok(1) }).await;
+        assert!(matches!(result, Err(BreakerError::Open(_))), "{result:?}");
+    }
+
+    #[test]
+    fn a_rate_of_failures_opens_it_as_well() {
+        let (breaker, _) = breaker(&BreakerConfig {
+            consecutive_failures: 1_000_000,
+            failure_rate: Some(0.4),
+            failure_rate_min_calls: 10,
+            ..quick()
+        });
+        for _ in 0..100 {
+            breaker.success();
+            breaker.success();
+            breaker.failure();
+        }
+        assert_eq!(breaker.state(), BreakerState::Closed, "a third failed");
+        for _ in 0..1_000 {
+            if breaker.state() == BreakerState::Closed {
+                breaker.success();
+                breaker.failure();
+            }
+        }
+        assert_eq!(breaker.state(), BreakerState::Open);
+    }
+
+    #[test]
+    fn few_calls_say_nothing_about_the_rate() {
+        let (breaker, _) = breaker(&BreakerConfig {
+            consecutive_failures: 1_000_000,
+            failure_rate: Some(0.0),
+            failure_rate_min_calls: 10,
+            ..quick()
+        });
+        fail(&breaker, 9);
+        assert_eq!(breaker.state(), BreakerState::Closed);
+        fail(&breaker, 1);
+        assert_eq!(breaker.state(), BreakerState::Open);
+    }
+
+    #[test]
+    fn what_has_left_the_window_is_forgotten() {
+        let config = BreakerConfig {
+            failure_rate: Some(0.5),
+            failure_rate_window_s: 10,
+            failure_rate_min_calls: 1,
+            ..BreakerConfig::default()
+        };
+        let mut policy = FailureRate::new(&config, OpenTimes::new(&config));
+        for _ in 0..100 {
+            policy.record_success();
+        }
+        assert!(policy.mark_dead_on_failure().is_none());
+        // Moving the start back is moving the clock on.
+        policy.since -= Duration::from_millis(9_500);
+        assert!(policy.mark_dead_on_failure().is_none());
+        policy.since -= Duration::from_millis(1_000);
+        assert!(policy.mark_dead_on_failure().is_some());
+        policy.since -= Duration::from_secs(3_600);
+        policy.slot();
+        assert_eq!(policy.slots, [(0, 0); SLOTS]);
+    }
+
+    #[test]
+    fn the_time_it_stays_open_doubles_up_to_a_bound() {
+        let config = BreakerConfig {
+            open_min_ms: 100,
+            open_max_ms: 1_000,
+            ..BreakerConfig::default()
+        };
+        let waits: Vec<_> = OpenTimes::new(&config).take(8).collect();
+        for (wait, bound) in waits
+            .iter()
+            .zip([100, 200, 400, 800, 1_000, 1_000, 1_000, 1_000])
+        {
+            let bound = Duration::from_millis(bound);
+            assert!(
+                *wait >= bound / 2 && *wait <= bound,
+                "{wait:?} under {bound:?}"
+            );
+        }
+    }
+
+    #[test]
+    fn odd_settings_do_not_panic() {
+        for rate in [f64::NAN, -1.0, 7.0] {
+            let config = BreakerConfig {
+                consecutive_failures: 0,
+                failure_rate: Some(rate),
+                failure_rate_window_s: 0,
+                failure_rate_min_calls: 0,
+                open_min_ms: 0,
+                open_max_ms: 0,
+            };
+            let breaker = Breaker::new("store", &config, Arc::new(IgnoreTransitions));
+            breaker.failure();
+            breaker.success();
+        }
+    }
+}

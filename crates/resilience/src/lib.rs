@@ -1,0 +1,13 @@
+//! What keeps one slow or greedy party from taking the others down: rate limits per client, circuit breakers per
+//! dependency, and retries that back off. The crates behind it (governor, failsafe) are named here and nowhere else,
+//! so the services only ever see the types below. Nothing here logs or records metrics; callers do, at their edge.
+
+mod backoff;
+mod breaker;
+mod limiter;
+
+pub use backoff::{Backoff, BackoffConfig, retry};
+pub use breaker::{
+    Breaker, BreakerConfig, BreakerError, BreakerObserver, BreakerState, IgnoreTransitions, Open,
+};
+pub use limiter::{Limited, RateLimitConfig, RateLimiter};
