@@ -1,0 +1,357 @@
+//! Puts the producer together, serves, and drains.
+//!
+//! The doors open at once, so that probes are answered from the start; submissions are refused until Kafka has been
+//! found. On a shutdown readiness goes down first, then the doors close, then what is under way is finished.
+
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::time::Duration;
+
+use streamgauge_kafka::admin::{self, TopicSpec};
+use streamgauge_kafka::{KafkaConfig, KafkaError, Publisher};
+use streamgauge_lifecycle::{
+    BoxError, Condition, Health, Outcome, SharedClock, Shutdown, SystemClock, Tasks, serve_http,
+    signal,
+};
+use streamgauge_resilience::{Backoff, Breaker, BreakerState};
+use streamgauge_settings::ConfigArgs;
+use streamgauge_telemetry::{Metrics, Tracer};
+use tokio::net::TcpListener;
+use tokio::time::Instant;
+
+use crate::admission::Admission;
+use crate::auth::Auth;
+use crate::config::{Config, LogTopics};
+use crate::error::Error;
+use crate::intake::Intake;
+use crate::metrics::{PUBLISH_BREAKER, ProducerMetrics};
+use crate::publish::{KafkaSink, Publishing, PublishingConfig, Sink};
+use crate::{grpc, http};
+
+/// The service's name in logs, traces and metrics.
+pub const SERVICE: &str = "producer";
+
+/// What the names of environment variables begin with.
+pub const ENV_PREFIX: &str = "STREAMGAUGE_PRODUCER";
+
+/// The longest that one look for Kafka takes; a shutdown waits for it.
+const LOOK_MS_MAX: u64 = 3_000;
+
+/// Time for spans that are queued when the service ends.
+const TELEMETRY_DEADLINE: Duration = Duration::from_secs(2);
+
+/// Where the service listens.
+#[derive(Debug)]
+pub struct Listeners {
+    pub http: TcpListener,
+    pub grpc: TcpListener,
+}
+
+/// What the service is handed from outside.
+#[derive(Clone, Debug)]
+pub struct Deps {
+    pub metrics: Metrics,
+    pub tracer: Tracer,
+    pub clock: SharedClock,
+    pub shutdown: Shutdown,
+}
+
+/// Listens where the settings say.
+pub async fn bind(config: &Config) -> Result<Listeners, Error> {
+    Ok(Listeners {
+        http: streamgauge_lifecycle::bind("http.listen", config.http.listen).await?,
+        grpc: streamgauge_lifecycle::bind("grpc.listen", config.grpc.listen).await?,
+    })
+}
+
+/// Serves until the shutdown and drains. Kafka need not be there.
+pub async fn run(config: Config, listeners: Listeners, deps: Deps) -> Result<(), Error> {
+    config.check()?;
+    let metrics = ProducerMetrics::register(&deps.metrics, &config.metrics);
+    let stats = metrics.stats_sink(config.publisher.queue_messages_max);
+    let publisher = Publisher::new(&config.kafka, &config.publisher, Some(stats))?;
+    let sink = KafkaSink::new(publisher.clone(), config.log.topic.clone());
+    let parts = Parts::new(&config, &deps, metrics, Box::new(sink));
+    let finding = find_log(config.log.clone(), config.kafka.clone(), parts.clone());
+    let end = serve(&config, listeners, &deps, &parts, finding).await?;
+    let left = publisher
+        .drain(end.saturating_duration_since(Instant::now()))
+        .await;
+    if left > 0 {
+        return Err(Error::Undrained { left });
+    }
+    Ok(())
+}
+
+/// What the tasks of the service share.
+#[derive(Clone)]
+pub(crate) struct Parts {
+    pub(crate) intake: Arc<Intake>,
+    pub(crate) breaker: Breaker,
+    pub(crate) health: Health,
+    pub(crate) log: Condition,
+    /// Closes the doors; raised a little after the shutdown.
+    pub(crate) stop: Shutdown,
+}
+
+impl Parts {
+    pub(crate) fn new(
+        config: &Config,
+        deps: &Deps,
+        metrics: ProducerMetrics,
+        sink: Box<dyn Sink>,
+    ) -> Self {
+        deps.tracer.register(&deps.metrics);
+        let health = Health::new(SERVICE);
+        let breaker = Breaker::new(PUBLISH_BREAKER, &config.breaker, Arc::new(metrics.clone()));
+        let admission = Admission::new(
+            &config.rate_limit,
+            config.limits.in_flight_events_max,
+            metrics.clone(),
+        );
+        let publishing = PublishingConfig {
+            retry: config.retry.clone(),
+            stall: Duration::from_millis(config.limits.stall_ms),
+        };
+        let intake = Intake {
+            auth: Auth::new(&config.auth),
+            admission: Arc::new(admission),
+            publishing: Publishing::new(sink, breaker.clone(), publishing, metrics.clone()),
+            metrics,
+            tracer: deps.tracer.clone(),
+            clock: deps.clock.clone(),
+            limits: config.limits.events(),
+            topic: config.log.topic.clone(),
+        };
+        Self {
+            intake: Arc::new(intake),
+            breaker,
+            log: health.condition("log"),
+            health,
+            stop: Shutdown::new(),
+        }
+    }
+
+    /// The topics are there.
+    pub(crate) fn open(&self) {
+        self.intake.admission.open();
+        self.log.up();
+    }
+}
+
+/// Runs both doors and `beside` until the shutdown; returns the moment by which draining has to end.
+pub(crate) async fn serve(
+    config: &Config,
+    listeners: Listeners,
+    deps: &Deps,
+    parts: &Parts,
+    beside: impl Future<Output = ()> + Send + 'static,
+) -> Result<Instant, Error> {
+    let limits = Arc::new(config.limits.clone());
+    let deadline = Duration::from_millis(config.shutdown_deadline_ms);
+    let shared = http::Shared {
+        intake: parts.intake.clone(),
+        limits: limits.clone(),
+    };
+    let router = http::router(shared, parts.health.clone(), &deps.metrics);
+    let grpc = grpc::Shared {
+        intake: parts.intake.clone(),
+        limits,
+        config: config.grpc.clone(),
+        shutdown: parts.stop.clone(),
+    };
+    let (server, stop, health) = (
+        config.http.server.clone(),
+        parts.stop.clone(),
+        parts.health.clone(),
+    );
+    let mut tasks = Tasks::new(stop.clone());
+    tasks.spawn("http", async move {
+        serve_http(listeners.http, router, server, stop, deadline)
+            .await
+            .map_err(BoxError::from)
+    });
+    tasks.spawn("grpc", async move {
+        grpc::serve(listeners.grpc, grpc, health)
+            .await
+            .map_err(BoxError::from)
+    });
+    tasks.spawn("log", async move {
+        beside.await;
+        Ok(())
+    });
+    let delay = Duration::from_millis(config.shutdown_delay_ms);
+    tasks.spawn(
+        "shutdown",
+        close_doors(deps.shutdown.clone(), parts.clone(), delay),
+    );
+    let outcome = tasks.wait(deadline).await;
+    parts.health.shutting_down();
+    match outcome {
+        Outcome::Clean => Ok(Instant::now() + deadline),
+        Outcome::Failed { task, error } => Err(Error::Task {
+            task,
+            source: error,
+        }),
+        Outcome::DeadlineExceeded { left } => Err(Error::Deadline { left }),
+    }
+}
+
+/// On a shutdown: readiness down, a pause for load balancers to notice, then the doors.
+async fn close_doors(shutdown: Shutdown, parts: Parts, delay: Duration) -> Result<(), BoxError> {
+    tokio::select! {
+        () = shutdown.triggered() => {}
+        // Another task failed, and the doors are closing already.
+        () = parts.stop.triggered() => return Ok(()),
+    }
+    parts.health.shutting_down();
+    tokio::time::sleep(delay).await;
+    parts.stop.trigger();
+    Ok(())
+}
+
+/// Looks for the log until it is there, then watches over it.
+async fn find_log(log: LogTopics, kafka: KafkaConfig, parts: Parts) {
+    let kafka = KafkaConfig {
+        request_timeout_ms: kafka.request_timeout_ms.min(LOOK_MS_MAX),
+        ..kafka
+    };
+    tokio::select! {
+        () = parts.stop.triggered() => {}
+        () = async {
+            ensure_topic(&log, &kafka, &parts).await;
+            watch_log(&log, &kafka, &parts).await;
+        } => {}
+    }
+}
+
+/// Creates the topic if need be, however long Kafka is away.
+async fn ensure_topic(log: &LogTopics, kafka: &KafkaConfig, parts: &Parts) {
+    let spec = TopicSpec {
+        name: log.topic.clone(),
+        partitions: log.partitions,
+        replication: log.replication,
+        config: Vec::new(),
+    };
+    let mut connect = log.connect.clone();
+    connect.attempts = 0;
+    let seed = uuid::Uuid::new_v4().as_u64_pair().0;
+    for wait in Backoff::new(&connect, seed) {
+        match look(kafka, &spec).await {
+            Ok(()) => {
+                tracing::info!(
+                    topic = log.topic,
+                    partitions = log.partitions,
+                    "the log is there"
+                );
+                parts.open();
+                return;
+            }
+            Err(error) => {
+                // The longest wait bounds how often this is said; half of it at least keeps an eager draw in check.
+                let wait = wait.max(Duration::from_millis(connect.initial_ms / 2));
+                tracing::warn!(%error, retry_in_ms = wait.as_millis() as u64, "waiting for the log");
+                parts.log.down(error.to_string());
+                tokio::time::sleep(wait).await;
+            }
+        }
+    }
+}
+
+/// While the breaker is not closed: says in readiness whether Kafka answers.
+async fn watch_log(log: &LogTopics, kafka: &KafkaConfig, parts: &Parts) {
+    let interval = Duration::from_millis(log.check_interval_ms.max(100));
+    loop {
+        tokio::time::sleep(interval).await;
+        if parts.breaker.state() == BreakerState::Closed {
+            parts.log.up();
+            continue;
+        }
+        match admin::partition_count(kafka, &log.topic).await {
+            // Up, although the breaker may still be open: only traffic can close it.
+            Ok(Some(_)) => parts.log.up(),
+            Ok(None) => parts
+                .log
+                .down(format!("topic {} does not exist", log.topic)),
+            Err(error) => parts.log.down(error.to_string()),
+        }
+    }
+}
+
+/// One look, on a thread that may block: the client waits for metadata without yielding.
+async fn look(kafka: &KafkaConfig, spec: &TopicSpec) -> Result<(), KafkaError> {
+    let (kafka, spec) = (kafka.clone(), spec.clone());
+    let runtime = tokio::runtime::Handle::current();
+    let look = move || runtime.block_on(admin::ensure_topics(&kafka, std::slice::from_ref(&spec)));
+    tokio::task::spawn_blocking(look)
+        .await
+        .unwrap_or(Err(KafkaError::Closed))
+}
+
+/// The whole program: reads the settings, starts telemetry, serves until a signal, drains.
+pub async fn main_with(args: ConfigArgs) -> ExitCode {
+    match program(args).await {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            // Logging may not be set up, or may be what failed.
+            let _ = writeln_to(
+                &mut std::io::stderr(),
+                &format!("streamgauge-producer: {}", chain(&*error)),
+            );
+            ExitCode::FAILURE
+        }
+    }
+}
+
+async fn program(args: ConfigArgs) -> Result<(), BoxError> {
+    let config: Config = args.loader(ENV_PREFIX).load()?;
+    config.check()?;
+    if args.print_config {
+        return Ok(writeln_to(
+            &mut std::io::stdout(),
+            streamgauge_settings::print(&config).trim_end(),
+        )?);
+    }
+    let listeners = bind(&config).await?;
+    let instance = listeners.http.local_addr()?.to_string();
+    let telemetry = streamgauge_telemetry::init(SERVICE, &instance, &config.telemetry)?;
+    let shutdown = Shutdown::new();
+    let deps = Deps {
+        metrics: Metrics::new(SERVICE),
+        tracer: telemetry.tracer(SERVICE),
+        clock: SystemClock::shared(),
+        shutdown: shutdown.clone(),
+    };
+    let grpc = listeners.grpc.local_addr()?.to_string();
+    tracing::info!(
+        http = instance,
+        grpc,
+        brokers = config.kafka.brokers,
+        "producer started"
+    );
+    let signalled = tokio::spawn(async move {
+        signal().await;
+        shutdown.trigger();
+    });
+    let result = run(config, listeners, deps).await;
+    signalled.abort();
+    telemetry.shutdown(TELEMETRY_DEADLINE).await;
+    Ok(result?)
+}
+
+fn writeln_to(out: &mut impl std::io::Write, line: &str) -> std::io::Result<()> {
+    writeln!(out, "{line}")
+}
+
+/// An error and its causes on one line.
+fn chain(error: &(dyn std::error::Error + 'static)) -> String {
+    let causes = std::iter::successors(error.source(), |cause| cause.source());
+    causes.fold(error.to_string(), |mut text, cause| {
+        let cause = cause.to_string();
+        if !text.ends_with(&cause) {
+            text.push_str(": ");
+            text.push_str(&cause);
+        }
+        text
+    })
+}

@@ -1,0 +1,313 @@
+//! Writes the events of a request to the log and says what became of each.
+//!
+//! An event is acknowledged when Kafka says so and never otherwise. What failed in a way that may pass is tried again
+//! with the same payload, and so the same event id, until the request's deadline; whoever reads the log dedupes.
+
+use std::future::Future;
+use std::pin::Pin;
+use std::time::Duration;
+
+use streamgauge_kafka::{PublishError, Publisher, Record};
+use streamgauge_proto::{ErrorCode, Problem};
+use streamgauge_resilience::{Backoff, BackoffConfig, Breaker, BreakerState, Open};
+use streamgauge_telemetry::context::TRACEPARENT;
+use tokio::time::Instant;
+use uuid::Uuid;
+
+use crate::admission::Refused;
+use crate::event::Batch;
+use crate::event::encode::Entry;
+use crate::metrics::{FailReason, ProducerMetrics};
+
+/// The most events of one request that carry its trace: enough to follow, few enough to stay cheap.
+pub const TRACED_EVENTS_MAX: usize = 16;
+
+/// What a valid event met instead of an acknowledgement.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Fate {
+    /// The log will never take it.
+    Rejected(ErrorCode),
+    /// It may be taken later.
+    Retry(FailReason),
+}
+
+/// A valid event that the log did not acknowledge, by its place in the batch.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Unacknowledged {
+    pub index: usize,
+    pub fate: Fate,
+}
+
+/// Which events of a batch to write, and what goes with them.
+#[derive(Clone, Copy, Debug)]
+pub struct Writing<'a> {
+    pub batch: &'a Batch,
+    /// Places in the batch, ascending, all of them ready.
+    pub places: &'a [usize],
+    /// The `traceparent` of the first few records.
+    pub traceparent: Option<&'a str>,
+}
+
+/// Records that were not acknowledged, by their place among those written; ascending.
+pub type Failures = Vec<(usize, PublishError)>;
+
+/// Where records go. Kafka in earnest; tests have their own.
+pub trait Sink: Send + Sync + 'static {
+    /// Queues the records now; the future completes once the outcome of each is known.
+    fn write(&self, writing: Writing<'_>) -> Pin<Box<dyn Future<Output = Failures> + Send>>;
+}
+
+/// A topic of Kafka.
+pub struct KafkaSink {
+    publisher: Publisher,
+    topic: String,
+}
+
+impl KafkaSink {
+    pub fn new(publisher: Publisher, topic: String) -> Self {
+        Self { publisher, topic }
+    }
+}
+
+impl Sink for KafkaSink {
+    fn write(&self, writing: Writing<'_>) -> Pin<Box<dyn Future<Output = Failures> + Send>> {
+        let mut records = self.publisher.batch();
+        let traced = writing
+            .traceparent
+            .map(|header| [(TRACEPARENT, header.as_bytes())]);
+        for (nth, &place) in writing.places.iter().enumerate() {
+            let Some(Entry::Ready(encoded)) = writing.batch.entries().get(place) else {
+                continue;
+            };
+            let headers = traced.as_ref().filter(|_| nth < TRACED_EVENTS_MAX);
+            records.push(Record {
+                topic: &self.topic,
+                partition: None,
+                key: Some(writing.batch.key(encoded)),
+                payload: Some(writing.batch.payload(encoded)),
+                timestamp_ms: Some(writing.batch.received_at_us() / 1_000),
+                headers: headers.map_or(&[], |headers| headers.as_slice()),
+            });
+        }
+        Box::pin(async move { records.finish().await.failed })
+    }
+}
+
+/// Publishes with retries and a circuit breaker.
+pub struct Publishing {
+    sink: Box<dyn Sink>,
+    breaker: Breaker,
+    config: PublishingConfig,
+    metrics: ProducerMetrics,
+}
+
+/// How long to try, and what to make of silence.
+#[derive(Clone, Debug)]
+pub struct PublishingConfig {
+    pub retry: BackoffConfig,
+    /// Silence for so long when a request's deadline comes is an outage rather than a client in a hurry.
+    pub stall: Duration,
+}
+
+/// Where an attempt left the events that it was to write.
+enum Attempt {
+    Written(Failures),
+    Deadline,
+    /// The breaker did not let it through.
+    Held(Duration),
+}
+
+/// A call that the breaker has let through. It is reported once: a probe that brings no evidence counts as failed,
+/// since a log that may still be away must not be called healthy; without evidence nothing else is said.
+struct Permit<'a> {
+    breaker: &'a Breaker,
+    probing: bool,
+}
+
+impl<'a> Permit<'a> {
+    fn acquire(breaker: &'a Breaker) -> Result<Self, Open> {
+        breaker.try_acquire()?;
+        Ok(Self {
+            breaker,
+            probing: breaker.state() != BreakerState::Closed,
+        })
+    }
+
+    fn report(mut self, healthy: Option<bool>) {
+        match healthy {
+            Some(true) => self.breaker.success(),
+            Some(false) => self.breaker.failure(),
+            None => return,
+        }
+        self.probing = false;
+    }
+}
+
+impl Drop for Permit<'_> {
+    fn drop(&mut self) {
+        if self.probing {
+            self.breaker.failure();
+        }
+    }
+}
+
+impl Publishing {
+    pub fn new(
+        sink: Box<dyn Sink>,
+        breaker: Breaker,
+        config: PublishingConfig,
+        metrics: ProducerMetrics,
+    ) -> Self {
+        Self {
+            sink,
+            breaker,
+            config,
+            metrics,
+        }
+    }
+
+    /// Publishes every ready event of the batch before the deadline. What is returned was not acknowledged; refused as
+    /// a whole is a batch of which nothing was even tried.
+    pub async fn publish(
+        &self,
+        batch: &Batch,
+        traceparent: Option<&str>,
+        deadline: Instant,
+    ) -> Result<Vec<Unacknowledged>, Refused> {
+        let mut places = ready_places(batch);
+        let mut lost = Vec::new();
+        let mut waits = None;
+        let mut first = true;
+        loop {
+            let writing = Writing {
+                batch,
+                places: &places,
+                traceparent,
+            };
+            let failures = match self.attempt(writing, deadline).await {
+                Attempt::Written(failures) => failures,
+                Attempt::Deadline => {
+                    lost.extend(
+                        places
+                            .iter()
+                            .map(|&index| retry(index, FailReason::Deadline)),
+                    );
+                    break;
+                }
+                Attempt::Held(after) if first => return Err(held(after)),
+                Attempt::Held(_) => {
+                    lost.extend(
+                        places
+                            .iter()
+                            .map(|&index| retry(index, FailReason::BreakerOpen)),
+                    );
+                    break;
+                }
+            };
+            if failures.is_empty() {
+                break;
+            }
+            first = false;
+            let waits = waits.get_or_insert_with(|| {
+                Backoff::new(&self.config.retry, Uuid::new_v4().as_u64_pair().0)
+            });
+            let wait = waits
+                .next()
+                .filter(|wait| Instant::now() + *wait < deadline);
+            let again = sort_out(&places, failures, wait.is_some(), &mut lost);
+            let (Some(wait), false) = (wait, again.is_empty()) else {
+                break;
+            };
+            self.metrics.publish_retry();
+            tokio::time::sleep(wait).await;
+            places = again;
+        }
+        lost.sort_unstable_by_key(|unacknowledged| unacknowledged.index);
+        Ok(lost)
+    }
+
+    async fn attempt(&self, writing: Writing<'_>, deadline: Instant) -> Attempt {
+        let permit = match Permit::acquire(&self.breaker) {
+            Ok(permit) => permit,
+            Err(open) => return Attempt::Held(open.retry_after),
+        };
+        let (begun, records) = (Instant::now(), writing.places.len());
+        let Ok(failures) = tokio::time::timeout_at(deadline, self.sink.write(writing)).await else {
+            permit.report((begun.elapsed() >= self.config.stall).then_some(false));
+            return Attempt::Deadline;
+        };
+        let outage = failures.iter().any(|(_, error)| error.is_outage());
+        let acknowledged = failures.len() < records;
+        // A full local queue, say, tells nothing about the log.
+        permit.report((outage || acknowledged).then_some(!outage));
+        Attempt::Written(failures)
+    }
+}
+
+fn ready_places(batch: &Batch) -> Vec<usize> {
+    let entries = batch.entries().iter().enumerate();
+    entries
+        .filter(|(_, entry)| matches!(entry, Entry::Ready(_)))
+        .map(|(place, _)| place)
+        .collect()
+}
+
+/// Moves what is lost for good to `lost` and returns the places to try again, if that is an option.
+fn sort_out(
+    places: &[usize],
+    failures: Failures,
+    may_retry: bool,
+    lost: &mut Vec<Unacknowledged>,
+) -> Vec<usize> {
+    let mut again = Vec::new();
+    for (nth, error) in failures {
+        let Some(&index) = places.get(nth) else {
+            continue;
+        };
+        if may_retry && error.is_retryable() {
+            again.push(index);
+        } else {
+            lost.push(Unacknowledged {
+                index,
+                fate: fate(index, &error),
+            });
+        }
+    }
+    again
+}
+
+fn fate(index: usize, error: &PublishError) -> Fate {
+    match error {
+        PublishError::TooLarge => Fate::Rejected(ErrorCode::EventTooLarge),
+        PublishError::QueueFull => Fate::Retry(FailReason::QueueFull),
+        PublishError::TimedOut => Fate::Retry(FailReason::TimedOut),
+        PublishError::Unavailable(_) | PublishError::Fatal(_) => {
+            Fate::Retry(FailReason::Unavailable)
+        }
+        // Not the client's fault, so that it must not throw the event away; the operator has to look.
+        PublishError::Refused(cause) => {
+            tracing::error!(place = index, cause, "the log refused an event");
+            Fate::Retry(FailReason::Refused)
+        }
+    }
+}
+
+fn retry(index: usize, reason: FailReason) -> Unacknowledged {
+    Unacknowledged {
+        index,
+        fate: Fate::Retry(reason),
+    }
+}
+
+fn held(after: Duration) -> Refused {
+    let message =
+        "the log could not be written just now and is given a rest; retry with the same event ids";
+    Refused {
+        problem: Problem::new(ErrorCode::LogUnavailable, message).retry_after(after),
+        reason: FailReason::BreakerOpen,
+    }
+}
+
+#[cfg(test)]
+#[path = "publish_tests.rs"]
+mod tests;
