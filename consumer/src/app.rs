@@ -1,0 +1,373 @@
+//! Puts the consumer together, serves, and drains.
+//!
+//! The doors open at once, so that probes are answered from the start. Kafka need not be there: the service waits for
+//! it, says so, and is not ready until it has joined its group. On a shutdown the owners confirm what is in flight
+//! and commit, then the member leaves its group, so that others take over at once.
+
+use std::{process::ExitCode, sync::Arc, time::Duration};
+
+use streamgauge_kafka::{
+    GroupReader, KafkaError, LogReader, Membership, Publisher, StatsSink,
+    admin::{self, TopicSpec},
+};
+use streamgauge_lifecycle::{
+    BoxError, Condition, Health, Outcome, SharedClock, Shutdown, SystemClock, Tasks, serve_http,
+    signal,
+};
+use streamgauge_resilience::Backoff;
+use streamgauge_settings::ConfigArgs;
+use streamgauge_telemetry::{Metrics, Tracer};
+use tokio::{net::TcpListener, sync::mpsc};
+
+use crate::{
+    config::{Config, ENV_PREFIX, TopicsConfig},
+    error::Error,
+    group::Group,
+    grpc, http,
+    metrics::ConsumerMetrics,
+    monitor,
+    owner::Shared,
+    status::Board,
+};
+
+/// The service's name in logs, traces and metrics.
+pub const SERVICE: &str = "consumer";
+
+/// Time for spans that are queued when the service ends.
+const TELEMETRY_DEADLINE: Duration = Duration::from_secs(2);
+
+/// The longest that one look for Kafka takes; a shutdown waits for it.
+const LOOK_MS_MAX: u64 = 3_000;
+
+/// Where the service listens.
+#[derive(Debug)]
+pub struct Listeners {
+    /// Health, metrics and control.
+    pub http: TcpListener,
+    /// Control.
+    pub grpc: TcpListener,
+}
+
+/// What the service is handed from outside.
+#[derive(Clone, Debug)]
+pub struct Deps {
+    /// Where its metrics go.
+    pub metrics: Metrics,
+    /// Where its spans go.
+    pub tracer: Tracer,
+    /// Time.
+    pub clock: SharedClock,
+    /// The signal that ends it.
+    pub shutdown: Shutdown,
+}
+
+/// Listens where the settings say.
+///
+/// # Errors
+/// When an address is not free.
+pub async fn bind(config: &Config) -> Result<Listeners, Error> {
+    Ok(Listeners {
+        http: streamgauge_lifecycle::bind("http.listen", config.http.listen).await?,
+        grpc: streamgauge_lifecycle::bind("grpc.listen", config.grpc.listen).await?,
+    })
+}
+
+/// Serves until the shutdown and drains.
+///
+/// # Errors
+/// A setting, an address, topics whose partitions do not agree, or a part that failed; never that Kafka is away.
+pub async fn run(config: Config, listeners: Listeners, deps: Deps) -> Result<(), Error> {
+    config.check()?;
+    deps.tracer.register(&deps.metrics);
+    let metrics = ConsumerMetrics::register(&deps.metrics, &config.metrics);
+    let health = Health::new(SERVICE);
+    let instance = match config.instance.as_str() {
+        "" => listeners
+            .http
+            .local_addr()
+            .map_or_else(|_| String::from("consumer"), |at| at.to_string()),
+        name => name.to_owned(),
+    };
+    let board = Board::new(instance.clone(), config.group.group.clone());
+    let deadline = config.shutdown_deadline();
+
+    let router = http::router(
+        http::Shared {
+            board: board.clone(),
+            clock: Arc::clone(&deps.clock),
+        },
+        &metrics,
+        health.clone(),
+        &deps.metrics,
+    );
+    let stop = deps.shutdown.child();
+    let mut tasks = Tasks::new(stop.clone());
+    let (server, closing) = (config.http.server.clone(), stop.clone());
+    tasks.spawn("http", async move {
+        serve_http(listeners.http, router, server, closing, deadline)
+            .await
+            .map_err(BoxError::from)
+    });
+    let control = grpc::Control {
+        board: board.clone(),
+        clock: Arc::clone(&deps.clock),
+    };
+    let (grpc_config, grpc_metrics) = (config.grpc.clone(), metrics.clone());
+    let (grpc_health, closing) = (health.clone(), stop.clone());
+    tasks.spawn("grpc", async move {
+        grpc::serve(
+            listeners.grpc,
+            control,
+            &grpc_config,
+            &grpc_metrics,
+            grpc_health,
+            closing,
+        )
+        .await
+        .map_err(BoxError::from)
+    });
+    let ready_until = (health.clone(), stop.clone());
+    tasks.spawn("readiness", async move {
+        ready_until.1.triggered().await;
+        ready_until.0.shutting_down();
+        Ok(())
+    });
+    let stream = Stream {
+        config,
+        deps,
+        metrics,
+        health,
+        board,
+        instance,
+        stop,
+    };
+    tasks.spawn("stream", async move {
+        stream.run().await.map_err(BoxError::from)
+    });
+    match tasks.wait(deadline).await {
+        Outcome::Clean => Ok(()),
+        Outcome::Failed { task, error } => Err(Error::Task {
+            task,
+            source: error,
+        }),
+        Outcome::DeadlineExceeded { left } => Err(Error::Deadline { left }),
+    }
+}
+
+/// Everything between the source and `metrics-data`.
+struct Stream {
+    config: Config,
+    deps: Deps,
+    metrics: ConsumerMetrics,
+    health: Health,
+    board: Board,
+    instance: String,
+    stop: Shutdown,
+}
+
+impl Stream {
+    async fn run(self) -> Result<(), Error> {
+        let (log, joined) = (self.health.condition("log"), self.health.condition("group"));
+        if !self.find_topics(&log).await? {
+            return Ok(());
+        }
+        joined.down("joining the group");
+        let (shared, changes) = self.connect(&joined)?;
+        let settings = self.config.partition()?;
+        let group = Group::new(
+            Arc::clone(&shared),
+            settings,
+            self.deps.tracer.clone(),
+            self.board.clone(),
+            joined,
+            self.instance.clone(),
+        );
+        tokio::join!(
+            group.run(changes, self.stop.clone()),
+            monitor::run(
+                Arc::clone(&shared),
+                self.board.clone(),
+                log,
+                self.stop.clone()
+            ),
+        );
+        self.leave(shared).await;
+        Ok(())
+    }
+
+    /// The clients. They connect in the background.
+    fn connect(
+        &self,
+        joined: &Condition,
+    ) -> Result<(Arc<Shared>, mpsc::Receiver<Membership>), Error> {
+        let config = &self.config;
+        let stats = self.stats(joined.clone());
+        let (group, changes) = GroupReader::spawn(
+            &config.kafka,
+            &config.group,
+            &config.topics.events,
+            Some(stats),
+        )?;
+        let shared = Shared {
+            config: config.clone(),
+            group: Arc::new(group),
+            reader: LogReader::new(&config.kafka, &config.reader, None)?,
+            deltas: Publisher::new(&config.kafka, &config.deltas, None)?,
+            dead_letters: Publisher::new(&config.kafka, &config.dead_letters, None)?,
+            metrics: self.metrics.clone(),
+            clock: Arc::clone(&self.deps.clock),
+        };
+        Ok((Arc::new(shared), changes))
+    }
+
+    /// A member without partitions, because there are more members than partitions, has joined all the same; only the
+    /// client's statistics tell.
+    fn stats(&self, joined: Condition) -> StatsSink {
+        let sink = self.metrics.stats_sink();
+        Arc::new(move |stats| {
+            sink(stats);
+            if stats.rebalances > 0 {
+                joined.up();
+            }
+        })
+    }
+
+    /// Leaves the group, so that others take over without waiting for the session to time out.
+    async fn leave(&self, shared: Arc<Shared>) {
+        let bound = self.config.shutdown_deadline() / 2;
+        let Some(shared) = Arc::into_inner(shared) else {
+            tracing::warn!("an owner outlives its group; its session will time out");
+            return;
+        };
+        let left = match Arc::into_inner(shared.group) {
+            Some(group) => group.close(bound).await,
+            None => false,
+        };
+        if left {
+            tracing::info!("left the group");
+        } else {
+            tracing::warn!("the group was not left in time; the session will time out");
+        }
+    }
+
+    /// Waits for Kafka and sees to the topics; `false` when the shutdown came first.
+    async fn find_topics(&self, log: &Condition) -> Result<bool, Error> {
+        let topics = &self.config.topics;
+        let mut connect = topics.connect.clone();
+        connect.attempts = 0;
+        for wait in Backoff::new(&connect, std::process::id().into()) {
+            let error = match self.look().await {
+                Ok(()) => {
+                    tracing::info!(partitions = topics.partitions, "the topics are there");
+                    log.up();
+                    return Ok(true);
+                }
+                Err(error @ (KafkaError::PartitionMismatch { .. } | KafkaError::Config { .. })) => {
+                    return Err(error.into());
+                }
+                Err(error) => error,
+            };
+            // Half of the first wait at least keeps an eager draw in check.
+            let wait = wait.max(Duration::from_millis(connect.initial_ms / 2));
+            tracing::warn!(%error, retry_in_ms = wait.as_millis() as u64, "waiting for Kafka");
+            self.metrics.core().error("kafka", "topics");
+            log.down(error.to_string());
+            tokio::select! {
+                () = tokio::time::sleep(wait) => {}
+                () = self.stop.triggered() => break,
+            }
+        }
+        Ok(false)
+    }
+
+    /// One look, on a thread that may block: the client waits for metadata without yielding.
+    async fn look(&self) -> Result<(), KafkaError> {
+        let mut kafka = self.config.kafka.clone();
+        kafka.request_timeout_ms = kafka.request_timeout_ms.min(LOOK_MS_MAX);
+        let specs = specs(&self.config.topics);
+        let runtime = tokio::runtime::Handle::current();
+        let look = move || runtime.block_on(admin::ensure_topics(&kafka, &specs));
+        tokio::task::spawn_blocking(look)
+            .await
+            .unwrap_or(Err(KafkaError::Closed))
+    }
+}
+
+fn specs(topics: &TopicsConfig) -> Vec<TopicSpec> {
+    [&topics.events, &topics.dead_letters, &topics.metrics]
+        .map(|name| TopicSpec {
+            name: name.clone(),
+            partitions: topics.partitions,
+            replication: topics.replication,
+            config: Vec::new(),
+        })
+        .into()
+}
+
+/// The whole program: reads the settings, starts telemetry, serves until a signal, drains.
+pub async fn main_with(args: ConfigArgs) -> ExitCode {
+    match program(args).await {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            // Logging may not be set up, or may be what failed.
+            let _ = write_line(
+                &mut std::io::stderr(),
+                &format!("streamgauge-consumer: {}", chain(&*error)),
+            );
+            ExitCode::FAILURE
+        }
+    }
+}
+
+async fn program(args: ConfigArgs) -> Result<(), BoxError> {
+    let config: Config = args.loader(ENV_PREFIX).load()?;
+    config.check()?;
+    if args.print_config {
+        return Ok(write_line(
+            &mut std::io::stdout(),
+            streamgauge_settings::print(&config).trim_end(),
+        )?);
+    }
+    let listeners = bind(&config).await?;
+    let http = listeners.http.local_addr()?.to_string();
+    let grpc = listeners.grpc.local_addr()?.to_string();
+    let telemetry = streamgauge_telemetry::init(SERVICE, &http, &config.telemetry)?;
+    let shutdown = Shutdown::new();
+    let deps = Deps {
+        metrics: Metrics::new(SERVICE),
+        tracer: telemetry.tracer(SERVICE),
+        clock: SystemClock::shared(),
+        shutdown: shutdown.clone(),
+    };
+    tracing::info!(
+        http,
+        grpc,
+        brokers = config.kafka.brokers,
+        "consumer started"
+    );
+    let signalled = tokio::spawn(async move {
+        signal().await;
+        shutdown.trigger();
+    });
+    let result = run(config, listeners, deps).await;
+    signalled.abort();
+    telemetry.shutdown(TELEMETRY_DEADLINE).await;
+    Ok(result?)
+}
+
+fn write_line(out: &mut impl std::io::Write, line: &str) -> std::io::Result<()> {
+    writeln!(out, "{line}")
+}
+
+/// An error and its causes on one line.
+fn chain(error: &(dyn std::error::Error + 'static)) -> String {
+    let causes = std::iter::successors(error.source(), |cause| cause.source());
+    causes.fold(error.to_string(), |mut text, cause| {
+        let cause = cause.to_string();
+        if !text.ends_with(&cause) {
+            text.push_str(": ");
+            text.push_str(&cause);
+        }
+        text
+    })
+}

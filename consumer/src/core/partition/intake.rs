@@ -1,0 +1,202 @@
+//! Taking source records: each offset from the head on gets exactly one outcome.
+
+use streamgauge_chain::sketch::UserHash;
+
+use super::{Effect, Partition, Problem, SourceRecord, State, Taken, Ticket};
+use crate::core::{
+    dedupe::Seen,
+    reject::{Reason, Reject},
+    validate::{self, Event},
+};
+
+/// Most trace contexts in one batch.
+const TRACES_MAX: usize = streamgauge_chain::delta::TRACES_MAX;
+
+impl Partition {
+    /// Takes the next source record that was delivered under `ticket`.
+    ///
+    /// Call [`Partition::handle`] with a tick after each run of records, so that what became
+    /// possible is done.
+    #[inline]
+    pub fn take(
+        &mut self,
+        ticket: Ticket,
+        record: &SourceRecord<'_>,
+        now_ms: u64,
+        effects: &mut Vec<Effect>,
+    ) -> Taken {
+        match self.state {
+            State::Running { ticket: expected } if expected == ticket => {}
+            State::Rebuilding { ticket: expected } if expected == ticket => {
+                if record.offset < self.open.from {
+                    self.remember(record);
+                    return Taken::Done;
+                }
+                self.run(ticket);
+            }
+            _ => return Taken::Done,
+        }
+        if record.offset < self.position {
+            return Taken::Done;
+        }
+        if self.draining || self.is_full() {
+            self.close_if_due(now_ms, effects);
+            if self.draining || self.is_full() {
+                return Taken::Full;
+            }
+        }
+        self.count(record, now_ms)
+    }
+
+    /// Whether the record at `offset` would be counted into a batch that still takes contexts.
+    pub fn wants_trace(&self, offset: i64) -> bool {
+        let reading = matches!(self.state, State::Running { .. } | State::Rebuilding { .. });
+        reading
+            && offset >= self.position.max(self.open.from)
+            && self.open.traces.len() < TRACES_MAX
+    }
+
+    /// Whether the open batch has reached a limit.
+    pub(super) fn is_full(&self) -> bool {
+        self.open_records() >= self.settings.batch_records_max
+            || self.open.aggregates.encoded_bytes_max() >= self.settings.batch_bytes_max
+    }
+
+    fn open_records(&self) -> u64 {
+        (self.position - self.open.from).max(0).cast_unsigned()
+    }
+
+    /// Below the head: the record has its outcome already and only its id matters.
+    fn remember(&mut self, record: &SourceRecord<'_>) {
+        if record.offset < self.position {
+            return;
+        }
+        self.see_time(record);
+        self.position = record.offset + 1;
+        let (log_time_us, limits) = (self.log_time_us, &self.settings.limits);
+        if let Ok(event) = validate::event(record.key, record.payload, log_time_us, limits) {
+            let id = self
+                .identifier
+                .identify(event.tenant, event.user_id, event.event_id);
+            self.dedupe.insert(id, log_time_us);
+        }
+    }
+
+    fn count(&mut self, record: &SourceRecord<'_>, now_ms: u64) -> Taken {
+        self.see_time(record);
+        self.at_end = false;
+        self.open.first_at_ms.get_or_insert(now_ms);
+        self.open.first_log_us.get_or_insert(self.log_time_us);
+        // Offsets between records hold none: control records, or what compaction removed.
+        let gap = record.offset - self.position;
+        self.open.outcomes.no_record += gap.cast_unsigned();
+        self.position = record.offset + 1;
+
+        let (log_time_us, limits) = (self.log_time_us, &self.settings.limits);
+        match validate::event(record.key, record.payload, log_time_us, limits) {
+            Ok(event) => self.count_event(&event, record),
+            Err(reject) => {
+                self.open.outcomes.dead_lettered += 1;
+                self.open.unacknowledged += 1;
+                Taken::DeadLetter(reject)
+            }
+        }
+    }
+
+    fn count_event(&mut self, event: &Event<'_>, record: &SourceRecord<'_>) -> Taken {
+        let id = self
+            .identifier
+            .identify(event.tenant, event.user_id, event.event_id);
+        if self.dedupe.insert(id, self.log_time_us) == Seen::Duplicate {
+            self.open.outcomes.duplicate += 1;
+            return Taken::Done;
+        }
+        let accepted_from = self
+            .log_time_us
+            .saturating_sub(self.settings.accepted_age_us);
+        if event.occurred_at_us < accepted_from && !event.historical {
+            self.open.outcomes.late += 1;
+            self.open.unacknowledged += 1;
+            return Taken::DeadLetter(late(event.occurred_at_us, accepted_from));
+        }
+        self.open.outcomes.counted += 1;
+        self.open
+            .aggregates
+            .add(event, UserHash::of(self.identifier.user()));
+        self.event_time_us = self
+            .event_time_us
+            .max(event.occurred_at_us.min(self.log_time_us));
+        if let Some(trace) = record.trace
+            && self.open.traces.len() < TRACES_MAX
+        {
+            self.open.traces.push(trace);
+        }
+        Taken::Done
+    }
+
+    /// Log time is the largest record time so far, so that it never runs backwards.
+    fn see_time(&mut self, record: &SourceRecord<'_>) {
+        self.log_time_us = self
+            .log_time_us
+            .max(record.timestamp_ms.saturating_mul(1000));
+    }
+
+    pub(super) fn on_end(&mut self, ticket: Ticket, offset: i64, now_ms: u64) {
+        match self.state {
+            State::Running { ticket: expected } if expected == ticket => {}
+            State::Rebuilding { ticket: expected } if expected == ticket => {
+                if offset < self.open.from {
+                    return;
+                }
+                self.run(ticket);
+            }
+            _ => return,
+        }
+        self.at_end = offset >= self.position;
+        if offset > self.position {
+            self.open.first_at_ms.get_or_insert(now_ms);
+            self.open.outcomes.no_record += (offset - self.position).cast_unsigned();
+            self.position = offset;
+        }
+    }
+
+    /// Retention was faster than the reader: go on at what is left.
+    pub(super) fn on_out_of_range(
+        &mut self,
+        ticket: Ticket,
+        low: i64,
+        now_ms: u64,
+        effects: &mut Vec<Effect>,
+    ) {
+        match self.state {
+            State::Running { ticket: expected } | State::Rebuilding { ticket: expected }
+                if expected == ticket => {}
+            _ => return,
+        }
+        if low <= self.position {
+            // The position is not below the log, so it is beyond: ask where the source ends.
+            self.in_flight = None;
+            self.start_over(effects);
+        } else if low <= self.open.from {
+            self.seek(low, effects);
+        } else {
+            self.position = self.position.max(self.open.from);
+            self.skip_hole(low, now_ms, effects);
+        }
+    }
+
+    /// Counts the offsets up to `low` as missing and goes on there.
+    pub(super) fn skip_hole(&mut self, low: i64, now_ms: u64, effects: &mut Vec<Effect>) {
+        let from = self.position;
+        self.open.first_at_ms.get_or_insert(now_ms);
+        self.open.outcomes.missing += (low - from).cast_unsigned();
+        effects.push(Effect::Problem(Problem::SourceTruncated { from, to: low }));
+        self.seek(low, effects);
+    }
+}
+
+#[cold]
+fn late(occurred_at_us: i64, accepted_from_us: i64) -> Reject {
+    let detail = format!("occurred_at is {occurred_at_us} us; accepted from {accepted_from_us} us");
+    Reject::validate(Reason::Late, detail)
+}

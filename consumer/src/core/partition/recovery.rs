@@ -1,0 +1,194 @@
+//! Finding the head and rebuilding what an owner must know to go on from there.
+
+use super::{Checkpoint, Effect, Partition, Problem, State, Ticket};
+use crate::core::dedupe::Dedupe;
+
+impl Partition {
+    /// The group's committed offset says from where to read the chain. Without one, or with one
+    /// that another tool wrote, the chain is read whole: it is the truth, the offset a shortcut.
+    pub(super) fn on_committed(
+        &mut self,
+        committed: Option<(i64, &str)>,
+        effects: &mut Vec<Effect>,
+    ) {
+        if !matches!(self.state, State::Starting) {
+            return;
+        }
+        self.committed = committed.map(|(offset, _)| offset);
+        let checkpoint = committed.and_then(|(head, text)| Checkpoint::parse(head, text));
+        self.fold.restore(checkpoint.unwrap_or_default());
+        self.ask_chain(effects);
+    }
+
+    /// Reads the chain from where the fold stands.
+    fn ask_chain(&mut self, effects: &mut Vec<Effect>) {
+        let ticket = self.next_ticket();
+        self.state = State::Recovering { ticket };
+        effects.push(Effect::AskChain { ticket });
+    }
+
+    pub(super) fn on_chain_bounds(
+        &mut self,
+        ticket: Ticket,
+        low: i64,
+        high: i64,
+        now_ms: u64,
+        effects: &mut Vec<Effect>,
+    ) {
+        if self.is_resolving(ticket) {
+            return self.on_resolve_bounds(ticket, low, high, now_ms, effects);
+        }
+        if !matches!(self.state, State::Recovering { ticket: expected } if expected == ticket) {
+            return;
+        }
+        let wanted = self.fold.next;
+        if wanted < low || wanted > high {
+            // Below: batches were removed before they were read. Beyond: the topic is another one
+            // than at the commit. Either way what is there is folded onto the head that is known.
+            self.fold.truncated = wanted < low;
+            self.fold.next = low;
+            effects.push(Effect::Problem(Problem::ChainTruncated {
+                wanted,
+                low,
+                high,
+            }));
+        }
+        if self.fold.next == high {
+            self.locate(effects);
+        } else {
+            effects.push(Effect::ReadChain {
+                ticket,
+                from: self.fold.next,
+                to: high,
+            });
+        }
+    }
+
+    pub(super) fn on_chain_record(
+        &mut self,
+        ticket: Ticket,
+        offset: i64,
+        payload: Option<&[u8]>,
+        effects: &mut Vec<Effect>,
+    ) {
+        if self.is_resolving(ticket) {
+            self.on_resolve_record(offset, payload, effects);
+        } else if matches!(self.state, State::Recovering { ticket: expected } if expected == ticket)
+        {
+            self.fold.offer_or_report(offset, payload, effects);
+        }
+    }
+
+    pub(super) fn on_chain_end(
+        &mut self,
+        ticket: Ticket,
+        next: i64,
+        now_ms: u64,
+        effects: &mut Vec<Effect>,
+    ) {
+        if self.is_resolving(ticket) {
+            self.fold.next = self.fold.next.max(next);
+            self.on_resolved(now_ms, effects);
+        } else if matches!(self.state, State::Recovering { ticket: expected } if expected == ticket)
+        {
+            self.fold.next = self.fold.next.max(next);
+            self.fold.truncated = false;
+            self.locate(effects);
+        }
+    }
+
+    /// Asks where the dedupe horizon of the head starts in the source.
+    pub(super) fn locate(&mut self, effects: &mut Vec<Effect>) {
+        let ticket = self.next_ticket();
+        self.state = State::Locating { ticket };
+        let known = self.fold.log_time_us > 0;
+        let start_us = self.dedupe.horizon_start_us(self.fold.log_time_us);
+        // Record times are whole milliseconds; the first one within the horizon is wanted.
+        let log_time_ms =
+            known.then(|| start_us.div_euclid(1000) + i64::from(start_us % 1000 != 0));
+        effects.push(Effect::FindHorizon {
+            ticket,
+            log_time_ms,
+        });
+    }
+
+    pub(super) fn on_horizon(
+        &mut self,
+        ticket: Ticket,
+        offset: Option<i64>,
+        low: i64,
+        high: i64,
+        now_ms: u64,
+        effects: &mut Vec<Effect>,
+    ) {
+        if !matches!(self.state, State::Locating { ticket: expected } if expected == ticket) {
+            return;
+        }
+        let head = self.fold.chain.head();
+        if head > high {
+            // Reading on from an offset that does not exist yet would skip, silently, whatever
+            // is written below the head. So the partition stands still and says why.
+            effects.push(Effect::Problem(Problem::SourceTooShort { head, high }));
+            self.state = State::Stalled {
+                until_ms: self.next_retry_at(now_ms),
+            };
+            return;
+        }
+        self.retry_ms = self.settings.retry_ms.0;
+        self.forget(head);
+        if head < low {
+            self.position = head;
+            self.skip_hole(low, now_ms, effects);
+        } else {
+            self.seek(offset.unwrap_or(head).clamp(low, head), effects);
+        }
+    }
+
+    /// Drops all local state; the open batch starts anew at the head.
+    fn forget(&mut self, head: i64) {
+        self.incarnation += 1;
+        self.in_flight = None;
+        self.dedupe = Dedupe::new(
+            self.settings.dedupe_horizon_us,
+            self.settings.dedupe_ids_max,
+        );
+        self.open.restart(head);
+        self.log_time_us = 0;
+        self.event_time_us = 0;
+        self.at_end = false;
+    }
+
+    /// Reads the source from here: up to the head for the dedupe set, then for the chain.
+    pub(super) fn seek(&mut self, offset: i64, effects: &mut Vec<Effect>) {
+        let ticket = self.next_ticket();
+        self.position = offset;
+        effects.push(Effect::SeekSource { ticket, offset });
+        if offset < self.open.from {
+            self.state = State::Rebuilding { ticket };
+        } else {
+            self.run(ticket);
+        }
+    }
+
+    /// The set is as it was at the head: from here on offsets get outcomes.
+    pub(super) fn run(&mut self, ticket: Ticket) {
+        self.state = State::Running { ticket };
+        self.position = self.position.max(self.open.from);
+        self.log_time_us = self.log_time_us.max(self.fold.log_time_us);
+    }
+
+    /// Another writer moved the head: what was aggregated here is counted there.
+    pub(super) fn overtaken(&mut self, effects: &mut Vec<Effect>) {
+        self.in_flight = None;
+        effects.push(Effect::Problem(Problem::Overtaken {
+            head: self.fold.chain.head(),
+        }));
+        self.locate(effects);
+    }
+
+    /// The chain itself changed under the owner: read it again from what is known.
+    pub(super) fn start_over(&mut self, effects: &mut Vec<Effect>) {
+        self.in_flight = None;
+        self.ask_chain(effects);
+    }
+}

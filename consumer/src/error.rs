@@ -1,0 +1,57 @@
+//! What can end the service. Kafka being away is none of these: that is waited for.
+
+use streamgauge_kafka::KafkaError;
+use streamgauge_lifecycle::{BindError, BoxError};
+
+use crate::core::series::SeriesError;
+
+/// A setting that cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    /// The configured series.
+    #[error(transparent)]
+    Series(#[from] SeriesError),
+    /// Two settings that do not go together, or one out of its range.
+    #[error("{setting}: {rule}")]
+    Rule {
+        /// The setting.
+        setting: &'static str,
+        /// What it must keep to.
+        rule: String,
+    },
+}
+
+/// Why the consumer could not go on.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// A setting.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    /// An address to listen on.
+    #[error(transparent)]
+    Bind(#[from] BindError),
+    /// The topics do not fit each other, or a Kafka setting is refused.
+    #[error(transparent)]
+    Kafka(#[from] KafkaError),
+    /// The gRPC server.
+    #[error("the gRPC server failed")]
+    Grpc(#[source] tonic::transport::Error),
+    /// The descriptors of the services, which are part of the program.
+    #[error("gRPC reflection could not be set up")]
+    Reflection(#[source] tonic_reflection::server::Error),
+    /// A part of the service ended for a reason of its own.
+    #[error("{task} failed: {source}")]
+    Task {
+        /// The part.
+        task: &'static str,
+        /// Its reason.
+        #[source]
+        source: BoxError,
+    },
+    /// Not everything under way could be finished in time.
+    #[error("not finished at the deadline of the shutdown: {}", left.join(", "))]
+    Deadline {
+        /// The parts that had not ended.
+        left: Vec<&'static str>,
+    },
+}
