@@ -1,0 +1,68 @@
+//! What ends the service, and what a query may be answered instead.
+
+use std::time::Duration;
+
+use streamgauge_kafka::KafkaError;
+use streamgauge_lifecycle::BindError;
+use streamgauge_proto::{ErrorCode, Problem};
+use streamgauge_resilience::BreakerError;
+
+use crate::store::StoreError;
+
+/// Why the service cannot start or go on.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// An address cannot be listened on.
+    #[error(transparent)]
+    Bind(#[from] BindError),
+    /// A setting of the store cannot be used.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// A setting of Kafka cannot be used.
+    #[error(transparent)]
+    Kafka(#[from] KafkaError),
+    /// A server failed.
+    #[error("the {server} server failed: {source}")]
+    Server {
+        /// Which.
+        server: &'static str,
+        /// Why.
+        #[source]
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
+    /// The gRPC reflection data cannot be read.
+    #[error("the reflection service cannot start: {0}")]
+    Reflection(#[from] tonic_reflection::server::Error),
+    /// A task ended that should not have.
+    #[error("the service stopped: {0}")]
+    Tasks(String),
+}
+
+/// The answer to a query that the store failed.
+pub fn store_problem(error: BreakerError<StoreError>) -> Problem {
+    match error {
+        BreakerError::Open(open) => unavailable(open.retry_after),
+        BreakerError::Inner(StoreError::TooManyRows(rows)) => Problem::new(
+            ErrorCode::InvalidValue,
+            format!(
+                "the query would read more than {rows} rows; take a shorter range or a longer step"
+            ),
+        )
+        .field("range"),
+        BreakerError::Inner(error) => {
+            tracing::warn!(%error, "a query could not read the store");
+            unavailable(Duration::from_secs(1))
+        }
+    }
+}
+
+/// The store cannot answer now.
+pub fn unavailable(retry_after: Duration) -> Problem {
+    let message = "the store cannot be read now; recent ranges are still answered from memory";
+    Problem::new(ErrorCode::StoreUnavailable, message).retry_after(retry_after)
+}
+
+/// A parameter that cannot be used.
+pub fn invalid(field: impl Into<String>, message: impl Into<String>) -> Problem {
+    Problem::new(ErrorCode::InvalidValue, message).field(field)
+}

@@ -1,0 +1,229 @@
+//! The gRPC door: messages in, the service's answers out, refusals as statuses.
+
+use std::{future::Future, pin::Pin, sync::Arc, time::Instant};
+
+use futures::{Stream, StreamExt};
+use streamgauge_lifecycle::{Health, Shutdown};
+use streamgauge_proto::{
+    FILE_DESCRIPTOR_SET, Problem,
+    v1::{
+        self,
+        analytics_server::{Analytics, AnalyticsServer},
+    },
+};
+use streamgauge_telemetry::{Metrics, TraceContext, context::TRACEPARENT, rpc::RpcMetrics};
+use tokio::net::TcpListener;
+use tokio_stream::wrappers::{ReceiverStream, TcpListenerStream};
+use tonic::{Request, Response, Status, transport::Server};
+
+use crate::{app::Shared, config::GrpcConfig, error::Error, service::Service};
+
+const METHODS: [&str; 7] = [
+    "streamgauge.v1.Analytics/Series",
+    "streamgauge.v1.Analytics/Top",
+    "streamgauge.v1.Analytics/DistinctUsers",
+    "streamgauge.v1.Analytics/UserActivity",
+    "streamgauge.v1.Analytics/Ledger",
+    "streamgauge.v1.Analytics/ListSeries",
+    "streamgauge.v1.Analytics/Watch",
+];
+
+/// What the door is made of.
+pub struct Door {
+    /// What all doors share.
+    pub shared: Shared,
+    /// Settings.
+    pub config: GrpcConfig,
+    /// What the standard health service says.
+    pub health: Health,
+    /// Where the metrics of calls go.
+    pub metrics: Metrics,
+    /// The signal that closes it.
+    pub shutdown: Shutdown,
+}
+
+impl Door {
+    /// Serves until the shutdown, then lets calls under way finish.
+    ///
+    /// # Errors
+    /// When the server fails.
+    pub async fn serve(self, listener: TcpListener) -> Result<(), Error> {
+        let (reporter, health_service) = tonic_health::server::health_reporter();
+        let watching = tokio::spawn(report_health(
+            reporter,
+            self.health.clone(),
+            self.shutdown.clone(),
+        ));
+        let calls = self.config.concurrency_per_connection_max.max(1);
+        let analytics = AnalyticsServer::new(Calls(self.shared))
+            .max_decoding_message_size(self.config.request_kib_max.saturating_mul(1024));
+        let server = Server::builder()
+            .tcp_nodelay(true)
+            .concurrency_limit_per_connection(calls)
+            .max_concurrent_streams(u32::try_from(calls).unwrap_or(u32::MAX))
+            .layer(RpcMetrics::register(&self.metrics, &METHODS).layer())
+            .add_service(analytics)
+            .add_service(health_service)
+            .add_service(reflection().build_v1()?)
+            .add_service(reflection().build_v1alpha()?);
+        let closing = self.shutdown.triggered_owned();
+        let served = server
+            .serve_with_incoming_shutdown(TcpListenerStream::new(listener), closing)
+            .await
+            .map_err(|source| Error::Server {
+                server: "gRPC",
+                source: source.into(),
+            });
+        watching.abort();
+        served
+    }
+}
+
+fn reflection() -> tonic_reflection::server::Builder<'static> {
+    tonic_reflection::server::Builder::configure()
+        .register_encoded_file_descriptor_set(FILE_DESCRIPTOR_SET)
+        .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
+}
+
+/// Keeps the standard health service at what readiness says.
+async fn report_health(
+    reporter: tonic_health::server::HealthReporter,
+    health: Health,
+    shutdown: Shutdown,
+) {
+    use tonic_health::ServingStatus::{NotServing, Serving};
+    let mut ready = health.subscribe();
+    loop {
+        let status = if *ready.borrow_and_update() {
+            Serving
+        } else {
+            NotServing
+        };
+        reporter
+            .set_service_status("streamgauge.v1.Analytics", status)
+            .await;
+        reporter.set_service_status("", status).await;
+        tokio::select! {
+            changed = ready.changed() => if changed.is_err() { return },
+            () = shutdown.triggered() => return,
+        }
+    }
+}
+
+struct Calls(Shared);
+
+impl Calls {
+    /// Answers within a span, measured.
+    async fn answer<Q, A, F>(
+        &self,
+        name: &'static str,
+        request: Request<Q>,
+        work: impl FnOnce(Arc<Service>, Q) -> F,
+    ) -> Result<Response<A>, Status>
+    where
+        F: Future<Output = Result<A, Problem>>,
+    {
+        let start = Instant::now();
+        let caller = request.metadata().get(TRACEPARENT);
+        let caller = caller.and_then(|header| TraceContext::parse(header.as_bytes()));
+        let mut span = self.0.tracer.start_server(name, caller);
+        span.set("rpc.system", "grpc");
+        let trace = span.context().filter(|trace| trace.sampled);
+        let result = span
+            .scope(work(Arc::clone(&self.0.service), request.into_inner()))
+            .await;
+        self.0
+            .metrics
+            .core
+            .stage("query")
+            .observe(start.elapsed().as_secs_f64(), trace);
+        match result {
+            Ok(answer) => {
+                let mut response = Response::new(answer);
+                if let Some(trace) = trace {
+                    response.extensions_mut().insert(trace);
+                }
+                Ok(response)
+            }
+            Err(problem) => {
+                if problem.code.http_status() >= 500 {
+                    span.error(problem.code.as_str());
+                }
+                Err(problem.into())
+            }
+        }
+    }
+}
+
+type Watched = Pin<Box<dyn Stream<Item = Result<v1::WatchResponse, Status>> + Send>>;
+
+#[tonic::async_trait]
+impl Analytics for Calls {
+    async fn series(
+        &self,
+        request: Request<v1::SeriesRequest>,
+    ) -> Result<Response<v1::SeriesResponse>, Status> {
+        self.answer(METHODS[0], request, |service, request| async move {
+            service.series(request).await
+        })
+        .await
+    }
+
+    async fn top(
+        &self,
+        request: Request<v1::TopRequest>,
+    ) -> Result<Response<v1::TopResponse>, Status> {
+        self.answer(METHODS[1], request, |service, request| async move {
+            service.top(request).await
+        })
+        .await
+    }
+
+    async fn distinct_users(
+        &self,
+        request: Request<v1::DistinctUsersRequest>,
+    ) -> Result<Response<v1::DistinctUsersResponse>, Status> {
+        let work =
+            |service: Arc<Service>, request| async move { service.distinct_users(request).await };
+        self.answer(METHODS[2], request, work).await
+    }
+
+    async fn user_activity(
+        &self,
+        request: Request<v1::UserActivityRequest>,
+    ) -> Result<Response<v1::UserActivityResponse>, Status> {
+        let work =
+            |service: Arc<Service>, request| async move { service.user_activity(request).await };
+        self.answer(METHODS[3], request, work).await
+    }
+
+    async fn ledger(
+        &self,
+        request: Request<v1::LedgerRequest>,
+    ) -> Result<Response<v1::LedgerResponse>, Status> {
+        self.answer(METHODS[4], request, |service, _| async move {
+            Ok(service.ledger())
+        })
+        .await
+    }
+
+    async fn list_series(
+        &self,
+        request: Request<v1::ListSeriesRequest>,
+    ) -> Result<Response<v1::ListSeriesResponse>, Status> {
+        self.answer(METHODS[5], request, |service, _| async move {
+            Ok(service.list_series())
+        })
+        .await
+    }
+
+    type WatchStream = Watched;
+
+    async fn watch(
+        &self,
+        request: Request<v1::WatchRequest>,
+    ) -> Result<Response<Self::WatchStream>, Status> {
+        let receiver = self.0.live.watch(&self.0.service, request.get_ref())?;
+        Ok(Response::new(ReceiverStream::new(receiver).map(Ok).boxed()))
+    }
+}

@@ -1,0 +1,176 @@
+//! The start: a fold that stands where the store stands.
+//!
+//! Rows, chains and deltas are read one after another; when another instance moves the checkpoint in between, all of it
+//! is read again, so that what results is of one moment.
+
+use std::sync::Arc;
+
+use streamgauge_chain::delta;
+
+use crate::{
+    config::Config,
+    store::{CheckpointState, Scan, Segment, Store, StoreError},
+    view::{ChainRow, Fold, Limits, Published},
+};
+
+/// Recent rows are read in slices of this length, newest first, until memory is full.
+const SLICE_S: i64 = 60;
+/// Deltas that are read at once.
+const DELTAS_PER_READ: u32 = 64;
+/// How far ahead of the clock a bucket may lie.
+const AHEAD_S: i64 = 86_400;
+/// Attempts before the caller backs off.
+const ATTEMPTS: u32 = 5;
+
+/// Reads the store.
+///
+/// # Errors
+/// Whatever the store says.
+pub async fn load(store: &Arc<dyn Store>, config: &Config, now_s: i64) -> Result<Fold, StoreError> {
+    let mut last = None;
+    for _ in 0..ATTEMPTS {
+        let state = store.checkpoint_state().await?;
+        let fold = attempt(store, config, now_s, &state).await?;
+        if store.checkpoint_state().await? == state {
+            return Ok(fold);
+        }
+        last = Some(fold);
+    }
+    // The checkpoint moves faster than it can be read: the overlay is rebuilt when the next one fails to follow.
+    let mut fold = last.unwrap_or_else(|| empty(config, now_s, &CheckpointState::default()));
+    overlay(store, &mut fold).await?;
+    Ok(fold)
+}
+
+fn empty(config: &Config, now_s: i64, state: &CheckpointState) -> Fold {
+    Fold::new(
+        Limits::from(&config.view),
+        now_s,
+        state.generation,
+        state.positions.clone(),
+    )
+}
+
+async fn attempt(
+    store: &Arc<dyn Store>,
+    config: &Config,
+    now_s: i64,
+    state: &CheckpointState,
+) -> Result<Fold, StoreError> {
+    let mut fold = empty(config, now_s, state);
+    let contents = store.contents().await?;
+    for name in &contents.series {
+        fold.series_id(name);
+    }
+    recent(store, config, &mut fold, &contents.series, now_s).await?;
+    for row in &contents.chains {
+        let position = state.positions.get(&row.partition).copied().unwrap_or(0);
+        replay(store, row, position, |offset, batch| {
+            fold.apply(row.partition, offset, batch, &mut Published::default());
+        })
+        .await?;
+        fold.set_row(*row);
+    }
+    fold.fit();
+    Ok(fold)
+}
+
+async fn recent(
+    store: &Arc<dyn Store>,
+    config: &Config,
+    fold: &mut Fold,
+    series: &[String],
+    now_s: i64,
+) -> Result<(), StoreError> {
+    let first = fold.view().recent_from_s;
+    let newest = now_s.div_euclid(SLICE_S) * SLICE_S;
+    let mut slice = newest..newest + AHEAD_S;
+    while slice.end > first {
+        let segments = [Segment {
+            tier_s: 1,
+            range: slice.clone(),
+        }];
+        for name in series {
+            let scan = Scan {
+                series: name,
+                segments: &segments,
+                rows_max: config.query.rows_max,
+                quantiles: true,
+            };
+            match store.scan(scan).await {
+                Ok(scanned) => {
+                    for (second, key, value) in scanned.rows {
+                        fold.load_recent(name, second, &key, value);
+                    }
+                }
+                Err(StoreError::TooManyRows(_)) => {
+                    fold.forget_before(slice.end);
+                    return Ok(());
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        if fold.is_full() {
+            fold.forget_before(slice.start + SLICE_S);
+            return Ok(());
+        }
+        slice = slice.start - SLICE_S..slice.start;
+    }
+    Ok(())
+}
+
+/// Hands over the deltas of a partition from a position up to its row.
+async fn replay(
+    store: &Arc<dyn Store>,
+    row: &ChainRow,
+    position: i64,
+    mut take: impl FnMut(i64, &streamgauge_proto::v1::DeltaBatch),
+) -> Result<(), StoreError> {
+    let mut from = position;
+    loop {
+        let deltas = store.deltas(row.partition, from, DELTAS_PER_READ).await?;
+        let Some(last) = deltas.last() else {
+            return Ok(());
+        };
+        from = last.offset + 1;
+        for delta in deltas
+            .iter()
+            .filter(|delta| delta.offset < row.delta_position)
+        {
+            match delta::decode(&delta.payload) {
+                Ok(batch) => take(delta.offset, &batch),
+                // It was read once, before it was written.
+                Err(error) => tracing::error!(
+                    partition = row.partition, offset = delta.offset, %error,
+                    "a delta in the store cannot be read; its events are missing until the store is rebuilt"
+                ),
+            }
+        }
+    }
+}
+
+/// Another instance moved the checkpoint: fills the overlay with what was applied since, as the store has it.
+///
+/// # Errors
+/// Whatever the store says.
+pub async fn overlay(store: &Arc<dyn Store>, fold: &mut Fold) -> Result<(), StoreError> {
+    for _ in 0..ATTEMPTS {
+        let state = store.checkpoint_state().await?;
+        fold.adopt(state.generation, state.positions.clone());
+        let rows: Vec<ChainRow> = fold.view().chains.values().copied().collect();
+        for row in rows {
+            let position = fold.checkpointed(row.partition);
+            replay(store, &row, position, |offset, batch| {
+                fold.overlay(row.partition, offset, batch);
+            })
+            .await?;
+        }
+        if store.checkpoint_state().await? == state {
+            return Ok(());
+        }
+    }
+    tracing::warn!(
+        "the checkpoint moves faster than it can be followed; queries of old ranges wait"
+    );
+    Ok(())
+}

@@ -1,0 +1,304 @@
+//! The store seam: a few coarse operations, each one transaction, over SQLite or PostgreSQL.
+//!
+//! The store is the fold of `metrics-data` that survives. Two things in it move by compare-and-swap: each partition's
+//! chain (with the deltas that it applied), and the checkpoint (with the rows that the deltas became). Whoever loses a
+//! swap has written nothing. Nothing here retries or decides; callers do.
+
+mod observed;
+mod postgres;
+mod rows;
+mod schema;
+mod sqlite;
+
+use std::{collections::BTreeMap, ops::Range, path::PathBuf, sync::Arc, time::Duration};
+
+use bytes::Bytes;
+use futures::future::BoxFuture;
+
+pub use observed::Observed;
+pub use postgres::PostgresStore;
+pub use sqlite::{Durability, SqliteStore};
+
+use crate::{
+    config::StoreConfig,
+    view::{CellValue, ChainRow},
+};
+
+/// Lengths of the buckets that the store keeps, in seconds, finest first.
+pub const TIERS_S: [i64; 4] = [1, 60, 3_600, 86_400];
+
+/// Why an operation failed.
+#[derive(Debug, thiserror::Error)]
+pub enum StoreError {
+    /// The URL names no store that is known.
+    #[error("store.url: {0}")]
+    Url(String),
+    /// The database said no, or nothing.
+    #[error("the store failed to {op}: {source}")]
+    Database {
+        /// What was tried.
+        op: &'static str,
+        /// The driver's error.
+        #[source]
+        source: sqlx::Error,
+    },
+    /// The schema could not be brought up to date.
+    #[error("the store's schema could not be brought up to date: {0}")]
+    Migrate(#[from] sqlx::migrate::MigrateError),
+    /// More rows than a query may read.
+    #[error("more than {0} rows")]
+    TooManyRows(usize),
+}
+
+impl StoreError {
+    /// Whether the same operation may succeed later.
+    pub fn is_retryable(&self) -> bool {
+        match self {
+            Self::Database { source, .. } => !matches!(
+                source,
+                sqlx::Error::Configuration(_)
+                    | sqlx::Error::ColumnNotFound(_)
+                    | sqlx::Error::ColumnDecode { .. }
+                    | sqlx::Error::TypeNotFound { .. }
+            ),
+            Self::Migrate(error) => matches!(error, sqlx::migrate::MigrateError::Execute(_)),
+            Self::Url(_) | Self::TooManyRows(_) => false,
+        }
+    }
+
+    pub(crate) fn of(op: &'static str) -> impl Fn(sqlx::Error) -> Self {
+        move |source| Self::Database { op, source }
+    }
+}
+
+/// What a store holds beside its rows.
+#[derive(Clone, Debug, Default)]
+pub struct Contents {
+    /// The chain of each partition.
+    pub chains: Vec<ChainRow>,
+    /// Names of the series.
+    pub series: Vec<String>,
+}
+
+/// How far the rows reach.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct CheckpointState {
+    /// The checkpoint's name.
+    pub generation: i64,
+    /// Per partition, the position in `metrics-data` up to which the rows hold it.
+    pub positions: BTreeMap<i32, i64>,
+}
+
+/// A valid batch as it stood in the log.
+#[derive(Clone, Debug)]
+pub struct DeltaRow {
+    /// Its offset in `metrics-data`.
+    pub offset: i64,
+    /// The record's payload.
+    pub payload: Bytes,
+}
+
+/// The move of one partition's chain.
+#[derive(Clone, Debug)]
+pub struct Advance {
+    /// The row as the store is expected to hold it; one that was never written stands at position 0.
+    pub before: ChainRow,
+    /// The row afterwards.
+    pub after: ChainRow,
+    /// The batches that moved it.
+    pub deltas: Vec<DeltaRow>,
+}
+
+/// What became of a compare-and-swap.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Swapped {
+    /// It is written.
+    Done,
+    /// Something else was found than was expected, and nothing was written.
+    Conflict,
+}
+
+/// A row of a bucket.
+#[derive(Clone, Debug)]
+pub struct BucketRow {
+    /// Length of the bucket: one of [`TIERS_S`].
+    pub tier_s: i64,
+    /// Start of the bucket.
+    pub bucket_s: i64,
+    /// Series.
+    pub series: Arc<str>,
+    /// The key as text.
+    pub key: Arc<str>,
+    /// What is known of it.
+    pub value: CellValue,
+}
+
+/// A row of one user's page.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct UserPageRow {
+    /// The page.
+    pub page_url: String,
+    /// The event type.
+    pub event_type: String,
+    /// How often.
+    pub count: u64,
+    /// When last, microseconds.
+    pub last_us: i64,
+}
+
+/// The move of the checkpoint.
+#[derive(Clone, Debug)]
+pub struct CheckpointWrite {
+    /// The checkpoint that is expected.
+    pub from: i64,
+    /// Its name afterwards.
+    pub to: i64,
+    /// Where the rows reach afterwards.
+    pub positions: BTreeMap<i32, i64>,
+    /// Additions to buckets, each `(tier, bucket, series, key)` once.
+    pub buckets: Vec<BucketRow>,
+    /// Additions to user pages, each once.
+    pub users: Vec<crate::view::UserPage>,
+}
+
+/// Consecutive buckets of one tier.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Segment {
+    /// Length of its buckets.
+    pub tier_s: i64,
+    /// Seconds, whole buckets.
+    pub range: Range<i64>,
+}
+
+/// Which rows of a series.
+#[derive(Clone, Copy, Debug)]
+pub struct Scan<'a> {
+    /// The series.
+    pub series: &'a str,
+    /// Where its rows lie.
+    pub segments: &'a [Segment],
+    /// Most rows; more are an error.
+    pub rows_max: usize,
+    /// Whether the quantile sketches are read, which are most of a row.
+    pub quantiles: bool,
+}
+
+/// Rows of one series.
+#[derive(Clone, Debug, Default)]
+pub struct Scanned {
+    /// The checkpoint that the rows belong to.
+    pub generation: i64,
+    /// Start of the bucket, key as text, value.
+    pub rows: Vec<(i64, String, CellValue)>,
+}
+
+/// One user's pages.
+#[derive(Clone, Debug, Default)]
+pub struct UserPages {
+    /// The checkpoint that the rows belong to.
+    pub generation: i64,
+    /// The pages, most frequent first.
+    pub rows: Vec<UserPageRow>,
+    /// Events over all pages that match, those beyond the limit too.
+    pub count: u64,
+}
+
+/// Which of a user's pages.
+#[derive(Clone, Copy, Debug)]
+pub struct UserFilter<'a> {
+    /// The user.
+    pub user_id: &'a str,
+    /// One page only.
+    pub page_url: Option<&'a str>,
+    /// One event type only.
+    pub event_type: Option<&'a str>,
+    /// Most rows.
+    pub limit: usize,
+}
+
+/// Connections of a pool.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Connections {
+    /// In use.
+    pub busy: u32,
+    /// Waiting for use.
+    pub idle: u32,
+}
+
+/// The result of an operation under way.
+pub type StoreFuture<'a, T> = BoxFuture<'a, Result<T, StoreError>>;
+
+/// A store.
+pub trait Store: Send + Sync + 'static {
+    /// Connects if need be and brings the schema up to date. Every other operation needs this to have succeeded once.
+    fn migrate(&self) -> StoreFuture<'_, ()>;
+
+    /// The chains and the series.
+    fn contents(&self) -> StoreFuture<'_, Contents>;
+
+    /// The chain rows of these partitions, those that there are.
+    fn chains<'a>(&'a self, partitions: &'a [i32]) -> StoreFuture<'a, Vec<ChainRow>>;
+
+    /// How far the rows reach.
+    fn checkpoint_state(&self) -> StoreFuture<'_, CheckpointState>;
+
+    /// At most `limit` deltas of a partition, from a position on.
+    fn deltas(&self, partition: i32, from: i64, limit: u32) -> StoreFuture<'_, Vec<DeltaRow>>;
+
+    /// Moves chains, all or none.
+    fn apply<'a>(&'a self, advances: &'a [Advance]) -> StoreFuture<'a, Swapped>;
+
+    /// Moves the checkpoint.
+    fn checkpoint<'a>(&'a self, write: &'a CheckpointWrite) -> StoreFuture<'a, Swapped>;
+
+    /// Deletes the deltas that the rows hold.
+    fn trim<'a>(&'a self, positions: &'a BTreeMap<i32, i64>) -> StoreFuture<'a, ()>;
+
+    /// The rows of a series, of one moment.
+    fn scan<'a>(&'a self, scan: Scan<'a>) -> StoreFuture<'a, Scanned>;
+
+    /// What one user did.
+    fn user_pages<'a>(&'a self, filter: UserFilter<'a>) -> StoreFuture<'a, UserPages>;
+
+    /// Deletes at most `limit` rows of a tier that start before `before_s`; tells how many it deleted.
+    fn expire(&self, tier_s: i64, before_s: i64, limit: u32) -> StoreFuture<'_, u64>;
+
+    /// The state of the pools.
+    fn connections(&self) -> Connections;
+
+    /// Closes the pools.
+    fn close(&self) -> BoxFuture<'_, ()>;
+}
+
+/// The store that the settings name, not connected yet.
+///
+/// # Errors
+/// When the URL names none.
+pub fn open(config: &StoreConfig) -> Result<Arc<dyn Store>, StoreError> {
+    let url = config.url.expose();
+    if let Some(path) = url
+        .strip_prefix("sqlite://")
+        .or_else(|| url.strip_prefix("sqlite:"))
+    {
+        if path.is_empty() || path.contains('?') || path.contains(":memory:") {
+            let message = "a file is needed, as in sqlite:data/analytics.db";
+            return Err(StoreError::Url(String::from(message)));
+        }
+        let path = PathBuf::from(path);
+        return Ok(Arc::new(SqliteStore::new(
+            path,
+            config.durability,
+            config.connections_max,
+        )));
+    }
+    if url.starts_with("postgres://") || url.starts_with("postgresql://") {
+        let timeout = Duration::from_millis(config.statement_timeout_ms);
+        return Ok(Arc::new(PostgresStore::new(
+            url,
+            config.connections_max,
+            timeout,
+        )?));
+    }
+    let message = "neither sqlite:PATH nor postgres://USER@HOST/DATABASE";
+    Err(StoreError::Url(String::from(message)))
+}

@@ -1,0 +1,114 @@
+//! A store whose operations are measured. Nothing else about it differs.
+
+use std::{collections::BTreeMap, future::Future, sync::Arc, time::Instant};
+
+use futures::{FutureExt, future::BoxFuture};
+
+use super::{
+    Advance, CheckpointState, CheckpointWrite, Connections, Contents, DeltaRow, Scan, Scanned,
+    Store, StoreError, StoreFuture, Swapped, UserFilter, UserPages,
+};
+use crate::{
+    metrics::{AnalyticsMetrics, OpOutcome, StoreOp},
+    view::ChainRow,
+};
+
+/// The store.
+pub struct Observed {
+    inner: Arc<dyn Store>,
+    metrics: AnalyticsMetrics,
+}
+
+impl Observed {
+    /// Measures `inner`.
+    pub fn new(inner: Arc<dyn Store>, metrics: AnalyticsMetrics) -> Self {
+        Self { inner, metrics }
+    }
+
+    fn measure<'a, T: Send + 'a>(
+        &'a self,
+        op: StoreOp,
+        work: impl Future<Output = Result<T, StoreError>> + Send + 'a,
+    ) -> StoreFuture<'a, T> {
+        self.measure_as(op, |_| OpOutcome::Ok, work)
+    }
+
+    fn measure_as<'a, T: Send + 'a>(
+        &'a self,
+        op: StoreOp,
+        outcome: fn(&T) -> OpOutcome,
+        work: impl Future<Output = Result<T, StoreError>> + Send + 'a,
+    ) -> StoreFuture<'a, T> {
+        async move {
+            let start = Instant::now();
+            let result = work.await;
+            let outcome = result.as_ref().map_or(OpOutcome::Error, outcome);
+            self.metrics
+                .operation(op, outcome, start.elapsed().as_secs_f64());
+            self.metrics.connections(self.inner.connections());
+            result
+        }
+        .boxed()
+    }
+}
+
+fn swapped(swapped: &Swapped) -> OpOutcome {
+    match swapped {
+        Swapped::Done => OpOutcome::Ok,
+        Swapped::Conflict => OpOutcome::Conflict,
+    }
+}
+
+impl Store for Observed {
+    fn migrate(&self) -> StoreFuture<'_, ()> {
+        self.measure(StoreOp::Migrate, self.inner.migrate())
+    }
+
+    fn contents(&self) -> StoreFuture<'_, Contents> {
+        self.measure(StoreOp::Contents, self.inner.contents())
+    }
+
+    fn chains<'a>(&'a self, partitions: &'a [i32]) -> StoreFuture<'a, Vec<ChainRow>> {
+        self.measure(StoreOp::Chains, self.inner.chains(partitions))
+    }
+
+    fn checkpoint_state(&self) -> StoreFuture<'_, CheckpointState> {
+        self.measure(StoreOp::CheckpointState, self.inner.checkpoint_state())
+    }
+
+    fn deltas(&self, partition: i32, from: i64, limit: u32) -> StoreFuture<'_, Vec<DeltaRow>> {
+        self.measure(StoreOp::Deltas, self.inner.deltas(partition, from, limit))
+    }
+
+    fn apply<'a>(&'a self, advances: &'a [Advance]) -> StoreFuture<'a, Swapped> {
+        self.measure_as(StoreOp::Apply, swapped, self.inner.apply(advances))
+    }
+
+    fn checkpoint<'a>(&'a self, write: &'a CheckpointWrite) -> StoreFuture<'a, Swapped> {
+        self.measure_as(StoreOp::Checkpoint, swapped, self.inner.checkpoint(write))
+    }
+
+    fn trim<'a>(&'a self, positions: &'a BTreeMap<i32, i64>) -> StoreFuture<'a, ()> {
+        self.measure(StoreOp::Trim, self.inner.trim(positions))
+    }
+
+    fn scan<'a>(&'a self, scan: Scan<'a>) -> StoreFuture<'a, Scanned> {
+        self.measure(StoreOp::Scan, self.inner.scan(scan))
+    }
+
+    fn user_pages<'a>(&'a self, filter: UserFilter<'a>) -> StoreFuture<'a, UserPages> {
+        self.measure(StoreOp::UserPages, self.inner.user_pages(filter))
+    }
+
+    fn expire(&self, tier_s: i64, before_s: i64, limit: u32) -> StoreFuture<'_, u64> {
+        self.measure(StoreOp::Expire, self.inner.expire(tier_s, before_s, limit))
+    }
+
+    fn connections(&self) -> Connections {
+        self.inner.connections()
+    }
+
+    fn close(&self) -> BoxFuture<'_, ()> {
+        self.inner.close()
+    }
+}

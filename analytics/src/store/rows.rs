@@ -1,0 +1,137 @@
+//! What both databases share: how rows become values, and how additions join what is there.
+
+use std::collections::HashMap;
+
+use bytes::Bytes;
+use sqlx::{ColumnIndex, Database, Decode, Row, Type};
+use streamgauge_chain::{Ledger, Outcomes};
+
+use super::BucketRow;
+use crate::view::{CellValue, ChainRow, Parts};
+
+/// The numbers of a chain row after the partition, in the order of the table's columns.
+pub(super) fn chain_values(row: &ChainRow) -> [i64; 13] {
+    let (ledger, outcomes) = (&row.ledger, row.ledger.outcomes());
+    [
+        ledger.base(),
+        ledger.head(),
+        row.delta_position,
+        stored(outcomes.counted),
+        stored(outcomes.duplicate),
+        stored(outcomes.late),
+        stored(outcomes.dead_lettered),
+        stored(outcomes.missing),
+        stored(outcomes.no_record),
+        stored(ledger.valid_batches()),
+        stored(ledger.void_batches()),
+        row.watermark_us,
+        row.as_of_us,
+    ]
+}
+
+/// Databases have no unsigned numbers. Counts stay far below the bound.
+pub(super) fn stored(count: u64) -> i64 {
+    i64::try_from(count).unwrap_or(i64::MAX)
+}
+
+/// SQLite keeps no NaN; a sum that overflowed both ways is one.
+pub(super) fn number(value: f64) -> f64 {
+    if value.is_nan() { 0.0 } else { value }
+}
+
+/// A serialised sketch, empty for none. The value must have been compacted.
+pub(super) fn sketch(parts: &Parts) -> &[u8] {
+    parts.as_slice().first().map_or(&[], |part| part)
+}
+
+/// Reads a chain's row.
+pub(super) fn chain<'r, R>(row: &'r R) -> Result<ChainRow, sqlx::Error>
+where
+    R: Row,
+    &'static str: ColumnIndex<R>,
+    i32: Decode<'r, R::Database> + Type<R::Database>,
+    i64: Decode<'r, R::Database> + Type<R::Database>,
+{
+    let signed = |name: &'static str| row.try_get::<i64, _>(name);
+    let count = |name: &'static str| signed(name).map(|value| value.max(0) as u64);
+    let outcomes = Outcomes {
+        counted: count("counted")?,
+        duplicate: count("duplicate")?,
+        late: count("late")?,
+        dead_lettered: count("dead_lettered")?,
+        missing: count("missing")?,
+        no_record: count("no_record")?,
+    };
+    let (valid, void) = (count("valid_batches")?, count("void_batches")?);
+    Ok(ChainRow {
+        partition: row.try_get("partition")?,
+        ledger: Ledger::restored(signed("base")?, signed("head")?, outcomes, valid, void),
+        delta_position: signed("delta_position")?,
+        watermark_us: signed("watermark_us")?,
+        as_of_us: signed("as_of_us")?,
+    })
+}
+
+/// Reads the value of a bucket's row.
+pub(super) fn value<'r, R>(row: &'r R) -> Result<CellValue, sqlx::Error>
+where
+    R: Row,
+    &'static str: ColumnIndex<R>,
+    i64: Decode<'r, R::Database> + Type<R::Database>,
+    f64: Decode<'r, R::Database> + Type<R::Database>,
+    &'r [u8]: Decode<'r, R::Database> + Type<R::Database>,
+    R::Database: Database,
+{
+    let count = |name: &'static str| row.try_get::<i64, _>(name).map(|value| value.max(0) as u64);
+    let sketch = |name: &'static str| {
+        row.try_get::<&[u8], _>(name)
+            .map(|bytes| Parts::of(Bytes::copy_from_slice(bytes)))
+    };
+    let mut value = CellValue::default();
+    value.count = count("count")?;
+    value.value_count = count("value_count")?;
+    value.sum = row.try_get("sum")?;
+    value.min = row.try_get("min")?;
+    value.max = row.try_get("max")?;
+    value.users = sketch("users")?;
+    value.quantiles = sketch("quantiles")?;
+    Ok(value)
+}
+
+/// What identifies a bucket's row.
+pub(super) type BucketKey = (i64, i64, String, String);
+
+/// Joins additions to the rows that are there, ready to be written.
+pub(super) fn join(additions: &[BucketRow], there: Vec<(BucketKey, CellValue)>) -> Vec<BucketRow> {
+    let mut there: HashMap<BucketKey, CellValue> = there.into_iter().collect();
+    let mut unreadable = 0;
+    let joined = additions.iter().map(|row| {
+        let key = (
+            row.tier_s,
+            row.bucket_s,
+            row.series.to_string(),
+            row.key.to_string(),
+        );
+        let value = match there.remove(&key) {
+            Some(mut value) => {
+                value.absorb(&row.value);
+                value
+            }
+            None => row.value.clone(),
+        };
+        let mut joined = BucketRow {
+            value,
+            ..row.clone()
+        };
+        unreadable += joined.value.compact();
+        joined
+    });
+    let joined = joined.collect();
+    if unreadable > 0 {
+        tracing::error!(
+            unreadable,
+            "sketches that cannot be read were left out of the store"
+        );
+    }
+    joined
+}

@@ -1,0 +1,177 @@
+//! The fold of one partition's batches, as the store keeps it, and the rule that moves it.
+//!
+//! Pure. Two instances that read the same log from the same row reach the same row, record by record; that is what
+//! lets the store accept either's write and refuse the other's.
+
+use streamgauge_chain::{Ledger, Outcomes, Range};
+
+/// A partition's chain as the store keeps it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ChainRow {
+    /// The partition.
+    pub partition: i32,
+    /// Where the chain is and what it counted.
+    pub ledger: Ledger,
+    /// Next offset of `metrics-data` to read.
+    pub delta_position: i64,
+    /// Event-time watermark that the latest valid batch carried, microseconds; 0 when unknown.
+    pub watermark_us: i64,
+    /// The clock when the latest valid batch was applied, microseconds.
+    pub as_of_us: i64,
+}
+
+/// What is to be done with a record of `metrics-data`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Judged {
+    /// It counts.
+    Valid {
+        /// Source offsets whose batches retention removed before they were read; counted as missing.
+        hole: u64,
+    },
+    /// It counts for nobody.
+    Void,
+    /// Retention removed records before this one, and this one does not tell where the chain goes on: it is passed
+    /// over without moving the row, so that a restart still sees the gap.
+    Held,
+}
+
+/// A record's content, as far as the chain looks at it; `None` when it is not a batch.
+pub type Offered = Option<(Range, Outcomes)>;
+
+impl ChainRow {
+    /// The row of a partition of which nothing was read.
+    pub fn new(partition: i32) -> Self {
+        Self {
+            partition,
+            ledger: Ledger::starting_at(0),
+            delta_position: 0,
+            watermark_us: 0,
+            as_of_us: 0,
+        }
+    }
+
+    /// Takes the record at `offset` in: judges it and moves the row accordingly.
+    pub fn take(&mut self, offset: i64, offered: Offered) -> Judged {
+        let judged = judge(self, offset, offered);
+        match (judged, offered) {
+            (Judged::Valid { hole }, Some((range, outcomes))) => {
+                if hole > 0 {
+                    self.skip(range.from(), hole);
+                }
+                self.ledger.offer(range, outcomes);
+            }
+            (Judged::Void | Judged::Valid { .. }, _) => self.count_void(),
+            (Judged::Held, _) => return judged,
+        }
+        self.delta_position = offset + 1;
+        judged
+    }
+
+    /// Moves the head over a hole and counts it as missing.
+    fn skip(&mut self, to: i64, hole: u64) {
+        let ledger = self.ledger;
+        let mut outcomes = ledger.outcomes();
+        outcomes.missing = outcomes.missing.saturating_add(hole);
+        let (valid, void) = (ledger.valid_batches(), ledger.void_batches());
+        self.ledger = Ledger::restored(ledger.base(), to, outcomes, valid, void);
+    }
+
+    fn count_void(&mut self) {
+        let ledger = self.ledger;
+        let (valid, void) = (ledger.valid_batches(), ledger.void_batches() + 1);
+        self.ledger =
+            Ledger::restored(ledger.base(), ledger.head(), ledger.outcomes(), valid, void);
+    }
+}
+
+/// The rule. A batch that continues the chain is valid. Where the log has a gap before the record, which retention alone
+/// leaves, the first batch that starts beyond the head is taken as the continuation. Everything else is void.
+fn judge(row: &ChainRow, offset: i64, offered: Offered) -> Judged {
+    let head = row.ledger.head();
+    let gap = offset > row.delta_position;
+    match offered.map(|(range, _)| range) {
+        Some(range) if range.from() == head => Judged::Valid { hole: 0 },
+        Some(range) if gap && range.from() > head => Judged::Valid {
+            hole: (range.from() - head) as u64,
+        },
+        _ if gap => Judged::Held,
+        _ => Judged::Void,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn batch(from: i64, to: i64) -> Offered {
+        let range = Range::new(from, to).expect("not empty");
+        Some((
+            range,
+            Outcomes {
+                counted: range.offsets(),
+                ..Outcomes::default()
+            },
+        ))
+    }
+
+    #[test]
+    fn the_rule_by_example() {
+        let mut row = ChainRow::new(0);
+        assert_eq!(row.take(0, batch(0, 10)), Judged::Valid { hole: 0 });
+        assert_eq!(row.take(1, batch(0, 10)), Judged::Void);
+        assert_eq!(row.take(2, None), Judged::Void);
+        assert_eq!(
+            row.take(3, batch(12, 13)),
+            Judged::Void,
+            "no gap in the log, no hole"
+        );
+        assert_eq!(row.take(4, batch(10, 12)), Judged::Valid { hole: 0 });
+        assert_eq!((row.ledger.head(), row.delta_position), (12, 5));
+        assert_eq!(
+            (row.ledger.valid_batches(), row.ledger.void_batches()),
+            (2, 3)
+        );
+    }
+
+    #[test]
+    fn a_hole_is_counted_as_missing_and_never_forgotten() {
+        let mut row = ChainRow::new(0);
+        row.take(0, batch(0, 10));
+        let before = row;
+        assert_eq!(row.take(50, None), Judged::Held);
+        assert_eq!(row.take(51, batch(3, 7)), Judged::Held);
+        assert_eq!(row, before, "a restart still sees the gap");
+        assert_eq!(row.take(52, batch(100, 110)), Judged::Valid { hole: 90 });
+        assert_eq!(row.ledger.outcomes().missing, 90);
+        assert_eq!((row.ledger.head(), row.delta_position), (110, 53));
+        assert_eq!(row.ledger.imbalance(), 0);
+    }
+
+    proptest! {
+        /// Reading on from any row that was kept gives the row that reading through gives.
+        #[test]
+        fn a_restart_changes_nothing(
+            records in prop::collection::vec((prop::option::weighted(0.9, (0i64..30, 1i64..5)), 0i64..2), 0..80),
+            cut in 0usize..80,
+        ) {
+            let mut offset = -1;
+            let log: Vec<(i64, Offered)> = records.into_iter().map(|(range, gap)| {
+                offset += 1 + gap * 3;
+                (offset, range.and_then(|(from, length)| batch(from, from + length)))
+            }).collect();
+            let fold = |row: &mut ChainRow, log: &[(i64, Offered)]| {
+                log.iter().for_each(|(offset, offered)| { row.take(*offset, *offered); });
+            };
+            let mut through = ChainRow::new(0);
+            fold(&mut through, &log);
+            let mut restarted = ChainRow::new(0);
+            fold(&mut restarted, &log[..cut.min(log.len())]);
+            let rest: Vec<_> = log.iter().filter(|(offset, _)| *offset >= restarted.delta_position).copied().collect();
+            fold(&mut restarted, &rest);
+            prop_assert_eq!(through, restarted);
+            prop_assert_eq!(through.ledger.imbalance(), 0);
+        }
+    }
+}
