@@ -1,0 +1,67 @@
+//! The `streamgauge` command: a whole system in one process, each service alone, and the tools that
+//! talk to a running system.
+//!
+//! Only this crate composes the services. The tools know a system by its addresses alone, as any
+//! client does. Commands write through [`output::Output`], never to the terminal by themselves.
+
+pub mod audit;
+mod client;
+pub mod command;
+pub mod endpoints;
+pub mod error;
+mod files;
+pub mod health;
+pub mod import;
+mod latency;
+pub mod output;
+mod progress_bar;
+pub mod query;
+pub mod send;
+pub mod serve;
+mod submit;
+mod table;
+mod times;
+pub mod up;
+
+use std::process::ExitCode;
+
+use clap::Parser;
+
+use crate::{
+    command::Cli,
+    error::{CliError, Exit, describe},
+    output::{Output, Paint},
+};
+
+/// Reads the command line, runs the command and says how it ended.
+pub fn main() -> ExitCode {
+    let cli = Cli::parse();
+    let mut output = Output::standard(cli.json);
+    let runtime = match tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()
+    {
+        Ok(runtime) => runtime,
+        Err(source) => {
+            let error = CliError::System(format!("cannot start the runtime: {source}"));
+            return complain(&error, &mut output).into();
+        }
+    };
+    let code = match runtime.block_on(command::run(cli.command, &mut output)) {
+        Ok(code) => code,
+        Err(error) => complain(&error, &mut output).into(),
+    };
+    // What still runs in threads of its own, such as a read that blocks, has no say any more.
+    runtime.shutdown_background();
+    code
+}
+
+/// Prints an error where a person reads it.
+fn complain(error: &CliError, output: &mut Output) -> Exit {
+    if error.is_broken_pipe() {
+        return Exit::Ok;
+    }
+    // Nobody is left to tell when this fails as well.
+    let _ = output.labelled(Paint::Red, "error", &describe(error));
+    error.exit()
+}

@@ -1,0 +1,7 @@
+//! The `streamgauge` command.
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    streamgauge::main()
+}

@@ -1,0 +1,192 @@
+//! One service alone, so that a single binary serves a cluster too, and the settings of each.
+
+use std::{process::ExitCode, time::Duration};
+
+use clap::{Args, Subcommand, ValueEnum};
+use serde::{Deserialize, Serialize};
+use streamgauge_broker::{Broker, BrokerConfig};
+use streamgauge_settings::ConfigArgs;
+use streamgauge_telemetry::TelemetryConfig;
+
+use crate::{
+    audit::AuditConfig,
+    error::{CliError, Exit},
+    output::Output,
+    up::UpConfig,
+};
+
+/// Run the write side alone: events in over HTTP and gRPC, into Kafka
+#[derive(Clone, Debug, Args)]
+#[command(after_long_help = "\
+Example:
+  streamgauge producer --config producer.toml --set kafka.brokers=kafka:9092
+
+Environment variables begin with STREAMGAUGE_PRODUCER_. Stops on SIGINT and SIGTERM.")]
+pub struct ProducerArgs {
+    #[command(flatten)]
+    config: ConfigArgs,
+}
+
+/// Run the stream processor alone: events from Kafka, delta batches back into it
+#[derive(Clone, Debug, Args)]
+#[command(after_long_help = "\
+Example:
+  streamgauge consumer --config consumer.toml --set kafka.brokers=kafka:9092
+
+Environment variables begin with STREAMGAUGE_CONSUMER_. Stops on SIGINT and SIGTERM.")]
+pub struct ConsumerArgs {
+    #[command(flatten)]
+    config: ConfigArgs,
+}
+
+/// Run the read side alone: delta batches from Kafka, into the store, out of queries
+#[derive(Clone, Debug, Args)]
+#[command(after_long_help = "\
+Example:
+  streamgauge analytics --config analytics.toml --set store.url=postgres://db/streamgauge
+
+Environment variables begin with STREAMGAUGE_ANALYTICS_. Stops on SIGINT and SIGTERM.")]
+pub struct AnalyticsArgs {
+    #[command(flatten)]
+    config: ConfigArgs,
+}
+
+/// Run the embedded log alone: a Kafka-protocol broker for one machine
+#[derive(Clone, Debug, Args)]
+#[command(after_long_help = "\
+Example:
+  streamgauge broker --set broker.data_dir=data/log --set broker.listen=127.0.0.1:9092
+
+Environment variables begin with STREAMGAUGE_BROKER_. Stops on SIGINT and SIGTERM.")]
+pub struct BrokerArgs {
+    #[command(flatten)]
+    config: ConfigArgs,
+}
+
+/// The settings of the embedded log on its own.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct BrokerAloneConfig {
+    /// The log.
+    pub broker: BrokerConfig,
+    /// Its log lines.
+    pub telemetry: TelemetryConfig,
+    /// Time for requests to finish at shutdown, in milliseconds.
+    pub shutdown_deadline_ms: u64,
+}
+
+impl Default for BrokerAloneConfig {
+    fn default() -> Self {
+        Self {
+            broker: BrokerConfig::default(),
+            telemetry: TelemetryConfig::default(),
+            shutdown_deadline_ms: 10_000,
+        }
+    }
+}
+
+/// Runs the producer.
+pub async fn producer(args: ProducerArgs) -> ExitCode {
+    streamgauge_producer::main_with(args.config).await
+}
+
+/// Runs the consumer.
+pub async fn consumer(args: ConsumerArgs) -> ExitCode {
+    streamgauge_consumer::main_with(args.config).await
+}
+
+/// Runs analytics.
+pub async fn analytics(args: AnalyticsArgs) -> ExitCode {
+    streamgauge_analytics::main_with(args.config).await
+}
+
+/// Runs the embedded log.
+///
+/// # Errors
+/// When a setting, the folder or the address cannot be used.
+pub async fn broker(args: BrokerArgs, output: &mut Output) -> Result<Exit, CliError> {
+    let config: BrokerAloneConfig = args
+        .config
+        .loader("STREAMGAUGE_BROKER")
+        .load()
+        .map_err(|error| CliError::Settings(Box::new(error)))?;
+    if args.config.print_config {
+        output.line(streamgauge_settings::print(&config).trim_end())?;
+        return Ok(Exit::Ok);
+    }
+    let telemetry = streamgauge_telemetry::init("broker", "embedded", &config.telemetry)
+        .map_err(|error| CliError::Settings(Box::new(error)))?;
+    let broker = Broker::start(config.broker)
+        .await
+        .map_err(|error| CliError::Settings(Box::new(error)))?;
+    output.note(format!("listening on {}", broker.local_addr()))?;
+    streamgauge_lifecycle::signal().await;
+    let deadline = Duration::from_millis(config.shutdown_deadline_ms);
+    broker.shutdown(deadline).await;
+    telemetry.shutdown(deadline).await;
+    Ok(Exit::Ok)
+}
+
+/// Show the settings of a service, as a file that it reads
+#[derive(Clone, Debug, Args)]
+#[command(after_long_help = "\
+Example:
+  streamgauge config show producer > producer.toml")]
+pub struct ConfigCommandArgs {
+    #[command(subcommand)]
+    command: ConfigCommand,
+}
+
+#[derive(Clone, Debug, Subcommand)]
+enum ConfigCommand {
+    /// Print the defaults of a service as TOML
+    #[command(after_long_help = "\
+Example:
+  streamgauge config show producer")]
+    Show {
+        /// Whose settings
+        #[arg(value_enum)]
+        service: Service,
+    },
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum Service {
+    /// All in one process
+    Up,
+    /// The write side
+    Producer,
+    /// The stream processor
+    Consumer,
+    /// The read side
+    Analytics,
+    /// The embedded log
+    Broker,
+    /// The audit
+    Audit,
+}
+
+/// Prints settings.
+///
+/// # Errors
+/// When they cannot be printed.
+pub fn config(args: &ConfigCommandArgs, output: &mut Output) -> Result<Exit, CliError> {
+    let ConfigCommand::Show { service } = args.command;
+    match service {
+        Service::Up => show(&UpConfig::default(), output),
+        Service::Producer => show(&streamgauge_producer::Config::default(), output),
+        Service::Consumer => show(&streamgauge_consumer::Config::default(), output),
+        Service::Analytics => show(&streamgauge_analytics::Config::default(), output),
+        Service::Broker => show(&BrokerAloneConfig::default(), output),
+        Service::Audit => show(&AuditConfig::default(), output),
+    }
+}
+
+fn show(config: &impl Serialize, output: &mut Output) -> Result<Exit, CliError> {
+    if output.json() {
+        output.document(config)?;
+    } else {
+        output.line(streamgauge_settings::print(config).trim_end())?;
+    }
+    Ok(Exit::Ok)
+}

@@ -1,0 +1,267 @@
+//! The settings of a whole system in one process, and how they become those of its parts.
+
+use std::{
+    net::{IpAddr, Ipv4Addr, SocketAddr},
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use serde::{Deserialize, Serialize};
+use streamgauge_broker::BrokerConfig;
+use streamgauge_settings::SecretUrl;
+use streamgauge_telemetry::{LogConfig, LogFormat, TelemetryConfig};
+
+use crate::error::CliError;
+
+/// What the names of environment variables begin with.
+pub const ENV_PREFIX: &str = "STREAMGAUGE_UP";
+
+/// The settings of `streamgauge up`. The parts have theirs below; what this process must decide by
+/// itself (the log's address, the folders, the number of partitions) it sets over them.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct UpConfig {
+    /// The folder that holds everything: the log, the store, the addresses.
+    pub data_dir: PathBuf,
+    /// Listen on this address instead of each part's own.
+    pub host: Option<IpAddr>,
+    /// Added to each port, so that several systems run side by side.
+    pub port_offset: u16,
+    /// Take free ports; `endpoints.json` in the data folder says which.
+    pub ephemeral_ports: bool,
+    /// Partitions of the topics; fixed once they are made.
+    pub partitions: i32,
+    /// Time for everything to become ready, in milliseconds.
+    pub ready_timeout_ms: u64,
+    /// Time for everything to drain, in milliseconds.
+    pub shutdown_deadline_ms: u64,
+    /// Logs and traces of all parts.
+    pub telemetry: TelemetryConfig,
+    /// The embedded log.
+    pub broker: BrokerConfig,
+    /// The write side.
+    pub producer: streamgauge_producer::Config,
+    /// The stream processor.
+    pub consumer: streamgauge_consumer::Config,
+    /// The read side.
+    pub analytics: streamgauge_analytics::Config,
+}
+
+impl Default for UpConfig {
+    fn default() -> Self {
+        let mut config = Self {
+            data_dir: PathBuf::from("data"),
+            host: None,
+            port_offset: 0,
+            ephemeral_ports: false,
+            partitions: 4,
+            ready_timeout_ms: 30_000,
+            shutdown_deadline_ms: 20_000,
+            telemetry: TelemetryConfig {
+                log: LogConfig {
+                    format: LogFormat::Text,
+                    filter: String::from("warn"),
+                },
+                ..TelemetryConfig::default()
+            },
+            broker: BrokerConfig::default(),
+            producer: streamgauge_producer::Config::default(),
+            consumer: streamgauge_consumer::Config::default(),
+            analytics: streamgauge_analytics::Config::default(),
+        };
+        // A laptop's system is nobody else's business unless its owner says so.
+        for (_, listen) in config.listens() {
+            listen.set_ip(IpAddr::V4(Ipv4Addr::LOCALHOST));
+        }
+        config
+    }
+}
+
+impl UpConfig {
+    /// Every address that is listened on, with its setting.
+    fn listens(&mut self) -> [(&'static str, &mut SocketAddr); 7] {
+        [
+            ("broker.listen", &mut self.broker.listen),
+            ("producer.http.listen", &mut self.producer.http.listen),
+            ("producer.grpc.listen", &mut self.producer.grpc.listen),
+            ("consumer.http.listen", &mut self.consumer.http.listen),
+            ("consumer.grpc.listen", &mut self.consumer.grpc.listen),
+            ("analytics.http.listen", &mut self.analytics.http.listen),
+            ("analytics.grpc.listen", &mut self.analytics.grpc.listen),
+        ]
+    }
+
+    /// Whether each part listens where the tools look by themselves.
+    pub fn has_usual_ports(&mut self) -> bool {
+        let mut usual = Self::default();
+        let usual: Vec<u16> = usual
+            .listens()
+            .iter()
+            .map(|(_, listen)| listen.port())
+            .collect();
+        self.listens()
+            .iter()
+            .zip(usual)
+            .all(|((_, listen), port)| listen.port() == port)
+    }
+
+    /// Decides what the parts cannot decide alone: addresses, folders, topics.
+    ///
+    /// # Errors
+    /// When a port does not exist, or settings of the parts contradict each other.
+    pub fn settle(&mut self) -> Result<(), CliError> {
+        let (host, offset, ephemeral) = (self.host, self.port_offset, self.ephemeral_ports);
+        for (setting, listen) in self.listens() {
+            if let Some(host) = host {
+                listen.set_ip(host);
+            }
+            let port = if ephemeral {
+                Some(0)
+            } else {
+                listen.port().checked_add(offset)
+            };
+            let port = port.ok_or_else(|| {
+                CliError::usage(format!(
+                    "{setting}: port {} and port_offset {offset} exceed 65535",
+                    listen.port()
+                ))
+            })?;
+            listen.set_port(port);
+        }
+        self.broker.data_dir = self.data_dir.join("log");
+        self.broker.num_partitions = self.partitions;
+        let default_store = streamgauge_analytics::Config::default().store.url;
+        if self.analytics.store.url.expose() == default_store.expose() {
+            self.analytics.store.url = sqlite(&self.data_dir);
+        }
+        self.producer.log.partitions = self.partitions;
+        self.consumer.topics.partitions = self.partitions;
+        self.check_topics()
+    }
+
+    /// One topic under two names would be two topics, and the system would wait for ever.
+    fn check_topics(&self) -> Result<(), CliError> {
+        let (producer, consumer, analytics) = (
+            &self.producer.log,
+            &self.consumer.topics,
+            &self.analytics.topics,
+        );
+        let pairs = [
+            (
+                "producer.log.topic",
+                &producer.topic,
+                "consumer.topics.events",
+                &consumer.events,
+            ),
+            (
+                "producer.log.topic",
+                &producer.topic,
+                "analytics.topics.events",
+                &analytics.events,
+            ),
+            (
+                "consumer.topics.metrics",
+                &consumer.metrics,
+                "analytics.topics.metrics",
+                &analytics.metrics,
+            ),
+        ];
+        match pairs.into_iter().find(|(_, one, _, other)| one != other) {
+            None => Ok(()),
+            Some((one_setting, one, other_setting, other)) => Err(CliError::usage(format!(
+                "{one_setting} is {one} and {other_setting} is {other}: set both to the same topic"
+            ))),
+        }
+    }
+
+    /// Points the parts at the log.
+    pub fn use_log(&mut self, bootstrap: &str) {
+        bootstrap.clone_into(&mut self.producer.kafka.brokers);
+        bootstrap.clone_into(&mut self.consumer.kafka.brokers);
+        bootstrap.clone_into(&mut self.analytics.kafka.brokers);
+    }
+
+    /// Time for everything to become ready.
+    pub const fn ready_timeout(&self) -> Duration {
+        Duration::from_millis(self.ready_timeout_ms)
+    }
+
+    /// Time for everything to drain.
+    pub const fn shutdown_deadline(&self) -> Duration {
+        Duration::from_millis(self.shutdown_deadline_ms)
+    }
+}
+
+fn sqlite(data_dir: &Path) -> SecretUrl {
+    SecretUrl::new(format!(
+        "sqlite:{}",
+        data_dir.join("analytics.db").display()
+    ))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn settled(change: impl FnOnce(&mut UpConfig)) -> Result<UpConfig, CliError> {
+        let mut config = UpConfig::default();
+        change(&mut config);
+        config.settle().map(|()| config)
+    }
+
+    #[test]
+    fn ports_shift_together() {
+        let mut usual = settled(|_| {}).expect("valid");
+        assert!(usual.has_usual_ports());
+        assert_eq!(usual.producer.http.listen.to_string(), "127.0.0.1:8081");
+        let mut shifted = settled(|config| config.port_offset = 1000).expect("valid");
+        assert!(!shifted.has_usual_ports());
+        assert_eq!(shifted.analytics.grpc.listen.port(), 51053);
+        assert_eq!(shifted.broker.listen.port(), 10092);
+        let mut free = settled(|config| config.ephemeral_ports = true).expect("valid");
+        assert!(free.listens().iter().all(|(_, listen)| listen.port() == 0));
+        let error = settled(|config| config.port_offset = 60_000).expect_err("no such port");
+        assert!(error.to_string().contains("port_offset"), "{error}");
+    }
+
+    #[test]
+    fn folders_and_addresses_follow() {
+        let config = settled(|config| {
+            config.data_dir = PathBuf::from("/d");
+            config.host = Some(IpAddr::from([0, 0, 0, 0]));
+            config.partitions = 7;
+        })
+        .expect("valid");
+        assert_eq!(config.broker.data_dir, PathBuf::from("/d/log"));
+        assert_eq!(
+            config.analytics.store.url.expose(),
+            "sqlite:/d/analytics.db"
+        );
+        assert_eq!(config.consumer.http.listen.to_string(), "0.0.0.0:8082");
+        assert_eq!(
+            (
+                config.producer.log.partitions,
+                config.consumer.topics.partitions
+            ),
+            (7, 7)
+        );
+    }
+
+    #[test]
+    fn a_store_of_ones_own_is_left_alone() {
+        let url = "postgres://localhost/streamgauge";
+        let config =
+            settled(|config| config.analytics.store.url = SecretUrl::new(url)).expect("valid");
+        assert_eq!(config.analytics.store.url.expose(), url);
+    }
+
+    #[test]
+    fn topics_that_differ_are_refused() {
+        let error = settled(|config| config.producer.log.topic = String::from("other"));
+        let text = error.expect_err("differs").to_string();
+        assert!(
+            text.contains("producer.log.topic") && text.contains("other"),
+            "{text}"
+        );
+    }
+}
