@@ -5,7 +5,7 @@
 
 use std::{process::ExitCode, sync::Arc, time::Duration};
 
-use arc_swap::ArcSwap;
+use arc_swap::ArcSwapOption;
 use streamgauge_kafka::{KafkaConfig, KafkaError, LogReader, admin};
 use streamgauge_lifecycle::{
     BoxError, Condition, Health, Outcome, SharedClock, Shutdown, SystemClock, Tasks, serve_http,
@@ -91,7 +91,7 @@ pub async fn run_with_store(
     let store: Arc<dyn Store> = Arc::new(Observed::new(store, metrics.clone()));
     let config = Arc::new(config);
     let health = Health::new(SERVICE);
-    let view = Arc::new(ArcSwap::default());
+    let view = Arc::new(ArcSwapOption::empty());
     let live = Live::new(&config.live, metrics.clone(), deps.shutdown.clone());
     let service = Arc::new(Service::new(
         Arc::clone(&view),
@@ -104,6 +104,7 @@ pub async fn run_with_store(
         reader: LogReader::new(&config.kafka, &config.fetch, None)?,
         store_up: health.condition("store"),
         log_up: health.condition("log"),
+        view_up: health.condition("view"),
         config: Arc::clone(&config),
         store: Arc::clone(&store),
         view,
@@ -201,6 +202,7 @@ struct Pipeline {
     reader: LogReader,
     store_up: Condition,
     log_up: Condition,
+    view_up: Condition,
 }
 
 impl Pipeline {
@@ -244,6 +246,7 @@ impl Pipeline {
             ends,
             store_up: self.store_up,
             log_up: self.log_up,
+            view_up: self.view_up,
             shutdown: shutdown.clone(),
             partitions,
         });

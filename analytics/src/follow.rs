@@ -54,6 +54,8 @@ pub struct Parts {
     pub ends: watch::Receiver<SourceEnds>,
     pub store_up: Condition,
     pub log_up: Condition,
+    /// Whether the store was read, so that queries have answers.
+    pub view_up: Condition,
     pub shutdown: Shutdown,
     /// `sqlite` or `postgresql`, for spans.
     pub db_system: &'static str,
@@ -157,6 +159,7 @@ impl<'a> Session<'a> {
             range_checked: None,
         };
         session.publish();
+        parts.view_up.up();
         Ok(session)
     }
 
@@ -362,7 +365,8 @@ impl<'a> Session<'a> {
     }
 
     fn publish(&self) {
-        self.parts.view.store(Arc::new(self.fold.view().clone()));
+        let view = Arc::new(self.fold.view().clone());
+        self.parts.view.store(Some(view));
         let metrics = &self.parts.metrics;
         metrics.ledger_imbalance(ledger::imbalance(self.fold.view()));
     }

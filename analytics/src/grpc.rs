@@ -201,9 +201,11 @@ impl Analytics for Calls {
         &self,
         request: Request<v1::LedgerRequest>,
     ) -> Result<Response<v1::LedgerResponse>, Status> {
-        self.answer(METHODS[4], request, |service, _| async move {
-            Ok(service.ledger())
-        })
+        self.answer(
+            METHODS[4],
+            request,
+            |service, _| async move { service.ledger() },
+        )
         .await
     }
 
@@ -212,7 +214,7 @@ impl Analytics for Calls {
         request: Request<v1::ListSeriesRequest>,
     ) -> Result<Response<v1::ListSeriesResponse>, Status> {
         self.answer(METHODS[5], request, |service, _| async move {
-            Ok(service.list_series())
+            service.list_series()
         })
         .await
     }

@@ -151,10 +151,9 @@ impl Stream {
         if self.changed.is_empty() && self.skipped == 0 {
             return;
         }
-        let Ok(place) = self.sender.try_reserve() else {
+        let (Ok(place), Ok(view)) = (self.sender.try_reserve(), self.service.view()) else {
             return;
         };
-        let view = self.service.view();
         let changed = std::mem::take(&mut self.changed);
         let message = v1::WatchResponse {
             info: Some(info(&view)),

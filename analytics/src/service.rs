@@ -5,7 +5,7 @@
 
 use std::{collections::HashMap, ops::Range, sync::Arc, time::Duration};
 
-use arc_swap::ArcSwap;
+use arc_swap::ArcSwapOption;
 use streamgauge_chain::sketch::{QUANTILES_ERROR, USERS_ERROR};
 use streamgauge_lifecycle::SharedClock;
 use streamgauge_proto::{ErrorCode, Problem, v1};
@@ -20,8 +20,8 @@ use crate::{
     view::{CellRef, Key, View, dimensions_of},
 };
 
-/// The view that queries see, replaced as a whole by its one writer.
-pub type SharedView = Arc<ArcSwap<View>>;
+/// The view that queries see, replaced as a whole by its one writer; none until the store was read.
+pub type SharedView = Arc<ArcSwapOption<View>>;
 
 /// The latest second that a range may reach: the year 9999.
 const LATEST_S: i64 = 253_402_300_799;
@@ -112,8 +112,14 @@ impl Service {
     }
 
     /// The view as it is now.
-    pub fn view(&self) -> Arc<View> {
-        self.view.load_full()
+    ///
+    /// # Errors
+    /// While the store is read at the start: nothing is known yet, and an empty answer would be a lie.
+    pub fn view(&self) -> Result<Arc<View>, Problem> {
+        self.view.load_full().ok_or_else(|| {
+            let message = "the store is being read after a start; ask again shortly";
+            Problem::new(ErrorCode::StoreUnavailable, message).retry_after(Duration::from_secs(1))
+        })
     }
 
     /// Settings.
@@ -160,7 +166,7 @@ impl Service {
             quantiles: ranks,
             limit: self.limit(request.limit, self.config.query.keys_default)?,
             dimensions: dimensions.len(),
-            watermark_us: self.view.load().watermark_us,
+            watermark_us: self.view()?.watermark_us,
             merges_max: self.config.query.merges_max,
         };
         let wanted = Wanted {
@@ -354,13 +360,20 @@ impl Service {
     }
 
     /// The ledger of each partition.
-    pub fn ledger(&self) -> v1::LedgerResponse {
-        crate::ledger::answer(&self.view.load())
+    ///
+    /// # Errors
+    /// As [`Service::view`].
+    pub fn ledger(&self) -> Result<v1::LedgerResponse, Problem> {
+        let view = self.view()?;
+        Ok(crate::ledger::answer(&view))
     }
 
     /// The series seen so far.
-    pub fn list_series(&self) -> v1::ListSeriesResponse {
-        let view = self.view.load();
+    ///
+    /// # Errors
+    /// As [`Service::view`].
+    pub fn list_series(&self) -> Result<v1::ListSeriesResponse, Problem> {
+        let view = self.view()?;
         let mut series: Vec<v1::SeriesInfo> = view
             .names
             .iter()
@@ -370,7 +383,7 @@ impl Service {
             })
             .collect();
         series.sort_by(|one, other| one.name.cmp(&other.name));
-        v1::ListSeriesResponse { series }
+        Ok(v1::ListSeriesResponse { series })
     }
 
     /// The series of this name, and its dimensions.
@@ -379,7 +392,7 @@ impl Service {
     /// When no event of it was counted so far.
     pub fn known_series<'a>(&self, by: &'a str) -> Result<(&'a str, Vec<&'a str>), Problem> {
         let name = if by.is_empty() { "all" } else { by };
-        let view = self.view.load();
+        let view = self.view()?;
         // Before the first event `all` is empty rather than unknown.
         if name != "all" && view.names.id(name).is_none() {
             let mut known: Vec<&str> = view.names.iter().map(|name| &**name).collect();
@@ -405,7 +418,7 @@ impl Service {
     }
 
     async fn cells(&self, wanted: Wanted<'_>) -> Result<Cells, Problem> {
-        let view = self.view.load_full();
+        let view = self.view()?;
         if wanted.range.start >= view.recent_from_s {
             self.metrics.query(Source::Memory);
             return Ok(Cells {
@@ -464,7 +477,7 @@ impl Service {
         };
         for _ in 0..self.config.query.attempts_max.max(1) {
             let scanned = self.ask(self.store.scan(scan)).await?;
-            let view = self.view.load_full();
+            let view = self.view()?;
             if view.overlays_at(scanned.generation).is_some() {
                 return Ok((view, scanned));
             }
@@ -476,7 +489,7 @@ impl Service {
     async fn stored_user(&self, filter: UserFilter<'_>) -> Result<(Arc<View>, UserPages), Problem> {
         for _ in 0..self.config.query.attempts_max.max(1) {
             let stored = self.ask(self.store.user_pages(filter)).await?;
-            let view = self.view.load_full();
+            let view = self.view()?;
             if view.overlays_at(stored.generation).is_some() {
                 return Ok((view, stored));
             }

@@ -69,7 +69,10 @@ impl Watcher {
     }
 
     fn tell_lag(&self, found: &SourceEnds) {
-        let view = self.view.load();
+        // Until the store was read nobody knows how far its chain is.
+        let Some(view) = self.view.load_full() else {
+            return;
+        };
         for (partition, (end, _)) in &found.by_partition {
             let head = view
                 .chains

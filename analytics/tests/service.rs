@@ -508,10 +508,10 @@ fn same_aggregate(one: Option<&v1::Aggregate>, other: &Value) {
         (json!(one.min), json!(one.max)),
         (other["min"].clone(), other["max"].clone())
     );
-    assert_eq!(
-        (json!(one.users), json!(one.quantiles)),
-        (other["users"].clone(), other["quantiles"].clone())
-    );
+    // Reading a number back from text may be off by the last bit.
+    let users = other["users"].as_f64().expect("a number");
+    assert!((one.users - users).abs() < 1e-9, "{} {users}", one.users);
+    assert_eq!(json!(one.quantiles), other["quantiles"]);
 }
 
 fn same_info(one: Option<&v1::AnswerInfo>, other: &Value) {
@@ -685,7 +685,7 @@ async fn the_lag_of_the_consumer_is_told_from_outside_and_idle_partitions_do_not
     })
     .await;
     let info = analytics
-        .answer(&format!("/v1/top?from={}&to={}", NOW_S - 400, NOW_S - 250))
+        .answer(&format!("/v1/top?from={}&to={}", NOW_S - 400, latest))
         .await["info"]
         .clone();
     assert_eq!(info["final"], true);

@@ -70,7 +70,9 @@ fn set_paused(State(shared): State<Shared>, body: Bytes, paused: bool) -> Respon
     let wanted = if body.trim_ascii().is_empty() {
         Ok(Partitions::default())
     } else {
+        // Through a map: a struct by itself would be read from an array too, and `[]` pause everything.
         serde_json::from_slice(&body)
+            .and_then(|map| Partitions::deserialize(serde_json::Value::Object(map)))
     };
     let wanted: Partitions = match wanted {
         Ok(wanted) => wanted,

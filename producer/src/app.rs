@@ -21,7 +21,7 @@ use tokio::time::Instant;
 
 use crate::admission::Admission;
 use crate::auth::Auth;
-use crate::config::{Config, LogTopics};
+use crate::config::{Config, TopicsConfig};
 use crate::error::Error;
 use crate::intake::Intake;
 use crate::metrics::{PUBLISH_BREAKER, ProducerMetrics};
@@ -70,9 +70,9 @@ pub async fn run(config: Config, listeners: Listeners, deps: Deps) -> Result<(),
     let metrics = ProducerMetrics::register(&deps.metrics, &config.metrics);
     let stats = metrics.stats_sink(config.publisher.queue_messages_max);
     let publisher = Publisher::new(&config.kafka, &config.publisher, Some(stats))?;
-    let sink = KafkaSink::new(publisher.clone(), config.log.topic.clone());
+    let sink = KafkaSink::new(publisher.clone(), config.topics.events.clone());
     let parts = Parts::new(&config, &deps, metrics, Box::new(sink));
-    let finding = find_log(config.log.clone(), config.kafka.clone(), parts.clone());
+    let finding = find_log(config.topics.clone(), config.kafka.clone(), parts.clone());
     let end = serve(&config, listeners, &deps, &parts, finding).await?;
     let left = publisher
         .drain(end.saturating_duration_since(Instant::now()))
@@ -121,7 +121,7 @@ impl Parts {
             tracer: deps.tracer.clone(),
             clock: deps.clock.clone(),
             limits: config.limits.events(),
-            topic: config.log.topic.clone(),
+            topic: config.topics.events.clone(),
         };
         Self {
             intake: Arc::new(intake),
@@ -211,7 +211,7 @@ async fn close_doors(shutdown: Shutdown, parts: Parts, delay: Duration) -> Resul
 }
 
 /// Looks for the log until it is there, then watches over it.
-async fn find_log(log: LogTopics, kafka: KafkaConfig, parts: Parts) {
+async fn find_log(topics: TopicsConfig, kafka: KafkaConfig, parts: Parts) {
     let kafka = KafkaConfig {
         request_timeout_ms: kafka.request_timeout_ms.min(LOOK_MS_MAX),
         ..kafka
@@ -219,29 +219,29 @@ async fn find_log(log: LogTopics, kafka: KafkaConfig, parts: Parts) {
     tokio::select! {
         () = parts.stop.triggered() => {}
         () = async {
-            ensure_topic(&log, &kafka, &parts).await;
-            watch_log(&log, &kafka, &parts).await;
+            ensure_topic(&topics, &kafka, &parts).await;
+            watch_log(&topics, &kafka, &parts).await;
         } => {}
     }
 }
 
 /// Creates the topic if need be, however long Kafka is away.
-async fn ensure_topic(log: &LogTopics, kafka: &KafkaConfig, parts: &Parts) {
+async fn ensure_topic(topics: &TopicsConfig, kafka: &KafkaConfig, parts: &Parts) {
     let spec = TopicSpec {
-        name: log.topic.clone(),
-        partitions: log.partitions,
-        replication: log.replication,
+        name: topics.events.clone(),
+        partitions: topics.partitions,
+        replication: topics.replication,
         config: Vec::new(),
     };
-    let mut connect = log.connect.clone();
+    let mut connect = topics.connect.clone();
     connect.attempts = 0;
     let seed = uuid::Uuid::new_v4().as_u64_pair().0;
     for wait in Backoff::new(&connect, seed) {
         match look(kafka, &spec).await {
             Ok(()) => {
                 tracing::info!(
-                    topic = log.topic,
-                    partitions = log.partitions,
+                    topic = topics.events,
+                    partitions = topics.partitions,
                     "the log is there"
                 );
                 parts.open();
@@ -259,20 +259,20 @@ async fn ensure_topic(log: &LogTopics, kafka: &KafkaConfig, parts: &Parts) {
 }
 
 /// While the breaker is not closed: says in readiness whether Kafka answers.
-async fn watch_log(log: &LogTopics, kafka: &KafkaConfig, parts: &Parts) {
-    let interval = Duration::from_millis(log.check_interval_ms.max(100));
+async fn watch_log(topics: &TopicsConfig, kafka: &KafkaConfig, parts: &Parts) {
+    let interval = Duration::from_millis(topics.check_interval_ms.max(100));
     loop {
         tokio::time::sleep(interval).await;
         if parts.breaker.state() == BreakerState::Closed {
             parts.log.up();
             continue;
         }
-        match admin::partition_count(kafka, &log.topic).await {
+        match admin::partition_count(kafka, &topics.events).await {
             // Up, although the breaker may still be open: only traffic can close it.
             Ok(Some(_)) => parts.log.up(),
             Ok(None) => parts
                 .log
-                .down(format!("topic {} does not exist", log.topic)),
+                .down(format!("topic {} does not exist", topics.events)),
             Err(error) => parts.log.down(error.to_string()),
         }
     }

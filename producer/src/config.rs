@@ -27,7 +27,7 @@ pub struct Config {
     /// How events are written to Kafka.
     pub publisher: PublisherConfig,
     /// The topics.
-    pub log: LogTopics,
+    pub topics: TopicsConfig,
     /// What one request may hold and take.
     pub limits: Limits,
     /// Who may submit; without tokens everybody may.
@@ -59,7 +59,7 @@ impl Default for Config {
                 ..KafkaConfig::default()
             },
             publisher: PublisherConfig::default(),
-            log: LogTopics::default(),
+            topics: TopicsConfig::default(),
             limits: Limits::default(),
             auth: AuthConfig::default(),
             rate_limit: RateLimitConfig::default(),
@@ -121,9 +121,9 @@ impl Default for GrpcConfig {
 /// The topics of the pipeline, which are created when they are missing.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
-pub struct LogTopics {
+pub struct TopicsConfig {
     /// The topic that events are written to.
-    pub topic: String,
+    pub events: String,
     /// Its partitions; the consumer's topic has as many.
     pub partitions: i32,
     /// Copies of each partition.
@@ -134,10 +134,10 @@ pub struct LogTopics {
     pub check_interval_ms: u64,
 }
 
-impl Default for LogTopics {
+impl Default for TopicsConfig {
     fn default() -> Self {
         Self {
-            topic: String::from("analytics-events"),
+            events: String::from("analytics-events"),
             partitions: 12,
             replication: 1,
             connect: BackoffConfig {
@@ -309,9 +309,9 @@ impl Config {
                 String::from("a token must not be empty"),
             ),
             (
-                self.log.partitions > 0 && self.log.replication > 0,
-                "log.partitions",
-                String::from("it must be at least 1, as must log.replication"),
+                self.topics.partitions > 0 && self.topics.replication > 0,
+                "topics.partitions",
+                String::from("it must be at least 1, as must topics.replication"),
             ),
         ];
         match rules.into_iter().find(|(kept, ..)| !kept) {
@@ -352,7 +352,7 @@ mod tests {
             ("auth.tokens", |config| {
                 config.auth.tokens.push(TokenConfig::default())
             }),
-            ("log.partitions", |config| config.log.replication = 0),
+            ("topics.partitions", |config| config.topics.replication = 0),
         ];
         for (setting, change) in cases {
             let mut config = Config::default();

@@ -23,6 +23,6 @@ mod publish;
 
 pub use app::{Deps, ENV_PREFIX, Listeners, SERVICE, bind, main_with, run};
 pub use config::{
-    AuthConfig, Config, GrpcConfig, HttpConfig, Limits, LogTopics, MetricsConfig, TokenConfig,
+    AuthConfig, Config, GrpcConfig, HttpConfig, Limits, MetricsConfig, TokenConfig, TopicsConfig,
 };
 pub use error::{ConfigError, Error};

@@ -67,6 +67,32 @@ struct Ports {
     broker: u16,
 }
 
+/// The topics of one system; several share a Kafka.
+#[derive(Clone)]
+struct Topics {
+    events: String,
+    metrics: String,
+    dead_letters: String,
+}
+
+impl Topics {
+    fn usual() -> Self {
+        Self {
+            events: String::from("analytics-events"),
+            metrics: String::from("metrics-data"),
+            dead_letters: String::from("analytics-events.dlq"),
+        }
+    }
+
+    fn of(id: &str) -> Self {
+        Self {
+            events: format!("events-{id}"),
+            metrics: format!("metrics-{id}"),
+            dead_letters: format!("dead-{id}"),
+        }
+    }
+}
+
 /// A system under test. Dropping it kills its processes.
 pub struct System {
     /// Its processes, in the order in which data flows.
@@ -75,7 +101,7 @@ pub struct System {
     folder: TempDir,
     client: reqwest::Client,
     brokers: String,
-    events_topic: String,
+    topics: Topics,
 }
 
 impl System {
@@ -91,6 +117,10 @@ impl System {
         let folder = tempfile::tempdir().expect("a folder can be made");
         let id = format!("{}_{}", std::process::id(), ports.producer[0]);
         let environment = Environment::detect(&id);
+        let topics = match environment {
+            Environment::Embedded => Topics::usual(),
+            Environment::Stack { .. } => Topics::of(&id),
+        };
         let processes = match &environment {
             Environment::Embedded => {
                 let arguments = embedded(&ports, folder.path(), settings);
@@ -98,15 +128,18 @@ impl System {
             }
             Environment::Stack { brokers, database } => ["producer", "consumer", "analytics"]
                 .map(|service| {
-                    let arguments =
-                        service_arguments(service, &ports, &id, brokers, database, settings);
+                    let mut arguments = service_arguments(service, &ports, &topics, settings);
+                    set(&mut arguments, "kafka.brokers", brokers);
+                    if service == "analytics" {
+                        set(&mut arguments, "store.url", database);
+                    }
                     Process::start(service, arguments, folder.path())
                 })
                 .into(),
         };
-        let (brokers, events_topic) = match environment {
-            Environment::Embedded => (local(ports.broker), String::from("analytics-events")),
-            Environment::Stack { brokers, .. } => (brokers, format!("events-{id}")),
+        let brokers = match environment {
+            Environment::Embedded => local(ports.broker),
+            Environment::Stack { brokers, .. } => brokers,
         };
         let client = reqwest::Client::builder()
             .timeout(Duration::from_secs(10))
@@ -118,7 +151,7 @@ impl System {
             folder,
             client,
             brokers,
-            events_topic,
+            topics,
         };
         system.ready().await;
         system
@@ -153,8 +186,8 @@ impl System {
     }
 
     /// The topic that carries this system's events.
-    pub fn events_topic(&self) -> String {
-        self.events_topic.clone()
+    pub fn events_topic(&self) -> &str {
+        &self.topics.events
     }
 
     /// Waits until every service says that it is ready.
@@ -268,6 +301,12 @@ impl System {
             .env("STREAMGAUGE_ENDPOINT_ANALYTICS_HTTP", analytics_http)
             .env("STREAMGAUGE_ENDPOINT_ANALYTICS_GRPC", analytics_grpc)
             .env("STREAMGAUGE_ENDPOINT_BROKERS", &self.brokers)
+            .env("STREAMGAUGE_AUDIT_TOPICS__EVENTS", &self.topics.events)
+            .env("STREAMGAUGE_AUDIT_TOPICS__METRICS", &self.topics.metrics)
+            .env(
+                "STREAMGAUGE_AUDIT_TOPICS__DEAD_LETTERS",
+                &self.topics.dead_letters,
+            )
             .env("XDG_STATE_HOME", self.folder.path())
             .output()
             .expect("the binary starts");
@@ -326,9 +365,7 @@ fn services(ports: &Ports) -> [(&'static str, [u16; 2]); 3] {
 fn service_arguments(
     service: &str,
     ports: &Ports,
-    id: &str,
-    brokers: &str,
-    database: &str,
+    topics: &Topics,
     settings: &[&str],
 ) -> Vec<String> {
     let mut arguments = vec![service.to_owned()];
@@ -338,18 +375,19 @@ fn service_arguments(
     let (_, [http, grpc]) = listen.expect("one of the three");
     set(&mut arguments, "http.listen", &local(http));
     set(&mut arguments, "grpc.listen", &local(grpc));
-    set(&mut arguments, "kafka.brokers", brokers);
-    set(&mut arguments, "topics.events", &format!("events-{id}"));
-    set(&mut arguments, "topics.partitions", "4");
-    if service != "producer" {
-        set(&mut arguments, "topics.metrics", &format!("metrics-{id}"));
-    }
+    set(&mut arguments, "topics.events", &topics.events);
     if service != "analytics" {
-        set(&mut arguments, "topics.dead_letters", &format!("dead-{id}"));
+        set(&mut arguments, "topics.partitions", "4");
+    }
+    if service != "producer" {
+        set(&mut arguments, "topics.metrics", &topics.metrics);
     }
     match service {
-        "consumer" => set(&mut arguments, "group.group", &format!("group-{id}")),
-        "analytics" => set(&mut arguments, "store.url", database),
+        "consumer" => {
+            set(&mut arguments, "topics.dead_letters", &topics.dead_letters);
+            set(&mut arguments, "group.group", &topics.events);
+        }
+        "analytics" => set(&mut arguments, "topics.group", &topics.events),
         _ => {}
     }
     for setting in settings {

@@ -82,7 +82,7 @@ async fn names(State(shared): State<Shared>, uri: Uri, headers: HeaderMap) -> Re
         &headers,
         |service, params| async move {
             params.finish()?;
-            Ok(json::Names::from(service.list_series()))
+            Ok(json::Names::from(service.list_series()?))
         },
     )
     .await
@@ -173,7 +173,7 @@ async fn ledger(State(shared): State<Shared>, uri: Uri, headers: HeaderMap) -> R
         &headers,
         |service, params| async move {
             params.finish()?;
-            Ok(json::Ledger::from(service.ledger()))
+            Ok(json::Ledger::from(service.ledger()?))
         },
     )
     .await

@@ -9,7 +9,7 @@ use std::{
     },
 };
 
-use arc_swap::ArcSwap;
+use arc_swap::ArcSwapOption;
 use prost::Message;
 use streamgauge_analytics::{
     Config,
@@ -251,7 +251,7 @@ impl Instance {
         let fold = load::load(&store, &config, NOW_S).await.expect("loaded");
         let instance = Self {
             store,
-            view: Arc::new(ArcSwap::from_pointee(fold.view().clone())),
+            view: Arc::new(ArcSwapOption::from_pointee(fold.view().clone())),
             fold,
             metrics: AnalyticsMetrics::register(&Metrics::new("analytics")),
             config: Arc::new(config),
@@ -291,7 +291,8 @@ impl Instance {
     }
 
     pub fn publish(&self) {
-        self.view.store(Arc::new(self.fold.view().clone()));
+        let view = Arc::new(self.fold.view().clone());
+        self.view.store(Some(view));
     }
 
     pub async fn checkpoint(&mut self) -> Option<Checkpointed> {

@@ -56,12 +56,8 @@ pub struct AuditConfig {
     pub kafka: KafkaConfig,
     /// How to read.
     pub fetch: FetchConfig,
-    /// The topic of events.
-    pub events_topic: String,
-    /// The topic of delta batches.
-    pub deltas_topic: String,
-    /// The topic of dead letters.
-    pub dead_letters_topic: String,
+    /// The topics.
+    pub topics: TopicsConfig,
     /// Most dead letters that are compared; 16 bytes each. With more they are not compared.
     pub dead_letters_max: usize,
 }
@@ -74,10 +70,30 @@ impl Default for AuditConfig {
                 ..KafkaConfig::default()
             },
             fetch: FetchConfig::default(),
-            events_topic: String::from("analytics-events"),
-            deltas_topic: String::from("metrics-data"),
-            dead_letters_topic: String::from("analytics-events.dlq"),
+            topics: TopicsConfig::default(),
             dead_letters_max: 10_000_000,
+        }
+    }
+}
+
+/// The topics that are added up.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct TopicsConfig {
+    /// Events, as the producer writes them.
+    pub events: String,
+    /// Delta batches, as the consumer writes them.
+    pub metrics: String,
+    /// Records that are not counted.
+    pub dead_letters: String,
+}
+
+impl Default for TopicsConfig {
+    fn default() -> Self {
+        Self {
+            events: String::from("analytics-events"),
+            metrics: String::from("metrics-data"),
+            dead_letters: String::from("analytics-events.dlq"),
         }
     }
 }
@@ -162,7 +178,7 @@ impl Audit {
         for (partition, fold) in (0..).zip(folds) {
             let source = self
                 .reader
-                .watermarks(&self.config.events_topic, partition)
+                .watermarks(&self.config.topics.events, partition)
                 .await?;
             let (base, head) = (fold.ledger.base(), fold.ledger.head());
             facts.push(PartitionFacts {
@@ -191,21 +207,22 @@ impl Audit {
     async fn partitions(&self) -> Result<i32, KafkaError> {
         let AuditConfig {
             kafka,
-            events_topic,
-            deltas_topic,
+            topics: TopicsConfig {
+                events, metrics, ..
+            },
             ..
         } = &self.config;
         let count = |topic: String| async move {
             let count = admin::partition_count(kafka, &topic).await?;
             count.ok_or(KafkaError::UnknownTopic(topic))
         };
-        let expected = count(events_topic.clone()).await?;
-        let found = count(deltas_topic.clone()).await?;
+        let expected = count(events.clone()).await?;
+        let found = count(metrics.clone()).await?;
         if found == expected {
             return Ok(expected);
         }
         Err(KafkaError::PartitionMismatch {
-            topic: deltas_topic.clone(),
+            topic: metrics.clone(),
             found,
             expected,
         })
@@ -217,7 +234,7 @@ impl Audit {
         store_head: Option<i64>,
         bar: &indicatif::ProgressBar,
     ) -> Result<Fold, KafkaError> {
-        let topic = &self.config.deltas_topic;
+        let topic = &self.config.topics.metrics;
         let ends = self.reader.watermarks(topic, partition).await?;
         let mut fold = Fold::new(ends.low, store_head);
         self.reader
@@ -234,11 +251,15 @@ impl Audit {
     async fn dead_letters(&self, bar: &indicatif::ProgressBar) -> Result<DeadLetters, KafkaError> {
         let AuditConfig {
             kafka,
-            events_topic,
-            dead_letters_topic: topic,
+            topics:
+                TopicsConfig {
+                    events,
+                    dead_letters: topic,
+                    ..
+                },
             ..
         } = &self.config;
-        let mut letters = DeadLetters::of(events_topic, self.config.dead_letters_max);
+        let mut letters = DeadLetters::of(events, self.config.dead_letters_max);
         let Some(partitions) = admin::partition_count(kafka, topic).await? else {
             letters.incomplete = Some(format!("there is no topic {topic}"));
             return Ok(letters);

@@ -134,7 +134,7 @@ impl UpConfig {
         if self.analytics.store.url.expose() == default_store.expose() {
             self.analytics.store.url = sqlite(&self.data_dir);
         }
-        self.producer.log.partitions = self.partitions;
+        self.producer.topics.partitions = self.partitions;
         self.consumer.topics.partitions = self.partitions;
         self.check_topics()
     }
@@ -142,20 +142,20 @@ impl UpConfig {
     /// One topic under two names would be two topics, and the system would wait for ever.
     fn check_topics(&self) -> Result<(), CliError> {
         let (producer, consumer, analytics) = (
-            &self.producer.log,
+            &self.producer.topics,
             &self.consumer.topics,
             &self.analytics.topics,
         );
         let pairs = [
             (
-                "producer.log.topic",
-                &producer.topic,
+                "producer.topics.events",
+                &producer.events,
                 "consumer.topics.events",
                 &consumer.events,
             ),
             (
-                "producer.log.topic",
-                &producer.topic,
+                "producer.topics.events",
+                &producer.events,
                 "analytics.topics.events",
                 &analytics.events,
             ),
@@ -240,7 +240,7 @@ mod tests {
         assert_eq!(config.consumer.http.listen.to_string(), "0.0.0.0:8082");
         assert_eq!(
             (
-                config.producer.log.partitions,
+                config.producer.topics.partitions,
                 config.consumer.topics.partitions
             ),
             (7, 7)
@@ -257,10 +257,10 @@ mod tests {
 
     #[test]
     fn topics_that_differ_are_refused() {
-        let error = settled(|config| config.producer.log.topic = String::from("other"));
+        let error = settled(|config| config.producer.topics.events = String::from("other"));
         let text = error.expect_err("differs").to_string();
         assert!(
-            text.contains("producer.log.topic") && text.contains("other"),
+            text.contains("producer.topics.events") && text.contains("other"),
             "{text}"
         );
     }

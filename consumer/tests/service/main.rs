@@ -170,7 +170,7 @@ async fn two_instances_share_and_one_takes_over_when_the_other_dies() {
         totals.writers
     );
 
-    // The first dies without a word; its session times out and the second owns all.
+    // The first dies in the middle of its work; the second takes over and owns all.
     first.task.abort();
     log.produce(&events(800..1_500)).await;
     second

@@ -49,7 +49,8 @@ pub struct GroupReader {
     consumer: Arc<BaseConsumer<GroupContext>>,
     commands: std_mpsc::Sender<Command>,
     closing: Arc<AtomicBool>,
-    thread: JoinHandle<()>,
+    /// None once it is closed.
+    thread: Option<JoinHandle<()>>,
     topic: String,
     request_timeout: Duration,
 }
@@ -108,7 +109,7 @@ impl GroupReader {
             consumer,
             commands: sender,
             closing,
-            thread,
+            thread: Some(thread),
             topic: topic.to_owned(),
             request_timeout: kafka.request_timeout(),
         };
@@ -175,21 +176,35 @@ impl GroupReader {
     }
 
     /// Leaves the group, so that others take over at once; `false` when the deadline came first.
-    pub async fn close(self, deadline: Duration) -> bool {
-        self.closing.store(true, Ordering::Release);
-        self.tell(Command::Close);
+    pub async fn close(mut self, deadline: Duration) -> bool {
+        self.end();
         let leave = tokio::task::spawn_blocking(move || {
-            let joined = self.thread.join().is_ok();
+            let joined = self
+                .thread
+                .take()
+                .is_some_and(|thread| thread.join().is_ok());
             // The last handle: dropping it leaves the group.
-            drop(self.consumer);
+            drop(self);
             joined
         });
         matches!(tokio::time::timeout(deadline, leave).await, Ok(Ok(true)))
     }
 
+    fn end(&self) {
+        self.closing.store(true, Ordering::Release);
+        self.tell(Command::Close);
+    }
+
     fn tell(&self, command: Command) {
         // The thread ends only when it is told to, or with the last sender.
         let _ = self.commands.send(command);
+    }
+}
+
+/// A reader that nobody holds any more must not stay a member.
+impl Drop for GroupReader {
+    fn drop(&mut self) {
+        self.end();
     }
 }
 

@@ -63,9 +63,12 @@ pub fn config(brokers: &str) -> Config {
     let any = SocketAddr::from(([127, 0, 0, 1], 0));
     (config.http.listen, config.grpc.listen) = (any, any);
     config.kafka.brokers = brokers.to_owned();
-    config.log.partitions = PARTITIONS;
-    (config.log.connect.initial_ms, config.log.connect.max_ms) = (50, 200);
-    config.log.check_interval_ms = 100;
+    config.topics.partitions = PARTITIONS;
+    (
+        config.topics.connect.initial_ms,
+        config.topics.connect.max_ms,
+    ) = (50, 200);
+    config.topics.check_interval_ms = 100;
     config.shutdown_deadline_ms = 5_000;
     config
 }

@@ -25,7 +25,7 @@ async fn poison_is_dead_lettered_and_its_neighbours_are_counted() {
     let topic = system.events_topic();
     for (key, payload) in poison {
         let record = Record {
-            topic: &topic,
+            topic,
             partition: Some(0),
             key,
             payload,
