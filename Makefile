@@ -32,7 +32,7 @@ run: build ## Start everything in one process; Ctrl-C drains (ARGS="--data-dir e
 
 .PHONY: test
 test: setup ## Run every test that needs nothing but the toolchain
-	cargo test --workspace
+	cargo test --workspace --no-fail-fast
 
 .PHONY: test-stack
 test-stack: setup ## Run the same end-to-end tests on Apache Kafka and PostgreSQL
@@ -47,7 +47,7 @@ check: setup ## Format, lints, licences and sources, documentation
 
 .PHONY: simulate
 simulate: setup ## Run the chain through SEEDS random schedules of crashes, zombies and rebalances
-	STREAMGAUGE_SIMULATION_SEEDS=$(SEEDS) cargo test -p streamgauge-consumer --release simulation -- --nocapture
+	SIMULATION_SEEDS=$(SEEDS) cargo test -p streamgauge-consumer --release --test simulation -- --nocapture
 
 .PHONY: bench
 bench: setup ## Measure side by side with Kafka's own tools, in one run (about ten minutes)

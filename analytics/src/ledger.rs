@@ -1,19 +1,27 @@
 //! The ledger as an answer: how every source offset ended, per partition and in all.
 
+use std::collections::BTreeSet;
+
 use streamgauge_proto::v1;
 
 use crate::view::{ChainRow, View};
 
 /// The ledger of a view.
 pub fn answer(view: &View) -> v1::LedgerResponse {
-    let partitions: Vec<v1::PartitionLedger> = view
+    // A partition may have a source and no batch yet: what lies in it is in flight, and must show.
+    let known: BTreeSet<i32> = view
         .chains
-        .values()
-        .map(|row| {
-            line(
-                row,
-                view.source_ends.get(&row.partition).copied().unwrap_or(-1),
-            )
+        .keys()
+        .chain(view.source_ends.keys())
+        .copied()
+        .collect();
+    let partitions: Vec<v1::PartitionLedger> = known
+        .into_iter()
+        .map(|partition| {
+            let row = view.chains.get(&partition).copied();
+            let row = row.unwrap_or_else(|| ChainRow::new(partition));
+            let source_end = view.source_ends.get(&partition).copied();
+            line(&row, source_end.unwrap_or(-1))
         })
         .collect();
     let balanced = partitions.iter().all(|line| line.imbalance == 0);
@@ -83,5 +91,26 @@ fn add(sum: v1::PartitionLedger, line: &v1::PartitionLedger) -> v1::PartitionLed
         void_batches: sum.void_batches + line.void_batches,
         delta_position: sum.delta_position + line.delta_position,
         imbalance: sum.imbalance.saturating_add(line.imbalance),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_partition_without_a_batch_shows_what_is_in_flight() {
+        let mut view = View::default();
+        view.chains.insert(0, ChainRow::new(0));
+        view.source_ends.extend([(0, 0), (3, 7)]);
+        let ledger = answer(&view);
+        let ends: Vec<_> = ledger
+            .partitions
+            .iter()
+            .map(|line| (line.partition, line.head, line.source_end))
+            .collect();
+        assert_eq!(ends, [(0, 0, 0), (3, 0, 7)]);
+        assert_eq!(ledger.total.map(|total| total.source_end), Some(7));
+        assert!(ledger.balanced);
     }
 }

@@ -17,7 +17,7 @@ const REQUEST_TIMEOUT: Duration = Duration::from_secs(12);
 /// A load of events whose ids are unique to it.
 #[derive(Clone, Debug)]
 pub struct Load {
-    /// Names this load; ids and pages derive from it.
+    /// Names this load; ids and users derive from it.
     pub name: String,
     /// Events in all.
     pub events: usize,
@@ -46,6 +46,20 @@ pub struct Expected {
     pub users: BTreeMap<(String, String), u64>,
 }
 
+impl Expected {
+    /// Adds what another load leads to.
+    pub fn add(&mut self, other: Self) {
+        self.events += other.events;
+        self.duplicates += other.duplicates;
+        for (page, count) in other.pages {
+            *self.pages.entry(page).or_default() += count;
+        }
+        for (key, count) in other.users {
+            *self.users.entry(key).or_default() += count;
+        }
+    }
+}
+
 /// What a load's clients saw.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Seen {
@@ -64,7 +78,7 @@ impl Load {
         for number in 0..self.events {
             let user = format!("{}-u{}", self.name, random.random_range(0..self.users));
             let skewed = random.random_range(0..self.pages) * random.random_range(1..=4) / 4;
-            let page = format!("/{}/{skewed}", self.name);
+            let page = format!("/page/{skewed}");
             let event = json!({
                 "event_id": format!("{}-{number}", self.name),
                 "user_id": user,

@@ -8,6 +8,7 @@ use std::{
     time::Duration,
 };
 
+use rand::Rng;
 use tokio::time::Instant;
 
 /// Longest wait for a process to end by itself.
@@ -133,17 +134,20 @@ pub fn binary() -> PathBuf {
     let binary = profile.join("streamgauge");
     assert!(
         binary.exists(),
-        "{} is missing: `cargo test --workspace` builds it, or `cargo build -p streamgauge`",
+        "{} is missing: `cargo test --workspace` builds it, or `cargo test --workspace --test command --no-run`",
         binary.display()
     );
     binary
 }
 
-/// A port that was free a moment ago and stays the same over restarts.
+/// A port that was free a moment ago and stays the same over restarts. It lies below those that the
+/// system gives to outgoing connections, or one of them could hold it while its owner is away.
 pub fn free_port() -> u16 {
-    let listener = TcpListener::bind("127.0.0.1:0").expect("loopback has free ports");
-    listener
-        .local_addr()
-        .expect("a bound listener has an address")
-        .port()
+    const PORTS: std::ops::Range<u16> = 20_000..32_000;
+    loop {
+        let port = rand::rng().random_range(PORTS);
+        if TcpListener::bind(("127.0.0.1", port)).is_ok() {
+            return port;
+        }
+    }
 }

@@ -106,7 +106,8 @@ pub struct System {
 
 impl System {
     /// Starts a system with a log and a store of its own and waits until it is ready. `settings`
-    /// are `SERVICE.KEY=VALUE`.
+    /// are `SERVICE.KEY=VALUE`, or `each.KEY=VALUE` for what one process sets once and three set
+    /// each.
     pub async fn start(settings: &[&str]) -> Self {
         let ports = Ports {
             producer: [free_port(), free_port()],
@@ -190,6 +191,11 @@ impl System {
         &self.topics.events
     }
 
+    /// The topic that carries this system's delta batches.
+    pub fn metrics_topic(&self) -> &str {
+        &self.topics.metrics
+    }
+
     /// Waits until every service says that it is ready.
     pub async fn ready(&mut self) {
         let end = Instant::now() + READY_DEADLINE;
@@ -230,6 +236,11 @@ impl System {
 
     /// Waits until the ledger has counted so many events and covers all of the log; returns it.
     pub async fn settled(&self, counted: u64) -> Value {
+        self.settled_with(counted, 0).await
+    }
+
+    /// As [`System::settled`], with so many dead letters beside.
+    pub async fn settled_with(&self, counted: u64, dead_lettered: u64) -> Value {
         let end = Instant::now() + SETTLE_DEADLINE;
         loop {
             let ledger = self.get(&format!("{}/v1/ledger", self.analytics())).await;
@@ -244,7 +255,8 @@ impl System {
                     .iter()
                     .all(|one| one["head"] == one["source_end"])
             });
-            if found == counted && covered {
+            let dead = number(&total["dead_lettered"]);
+            if found == counted && dead == dead_lettered && covered {
                 return ledger;
             }
             assert!(
@@ -349,7 +361,8 @@ fn embedded(ports: &Ports, folder: &Path, settings: &[&str]) -> Vec<String> {
     }
     set(&mut arguments, "broker.listen", &local(ports.broker));
     for setting in settings {
-        arguments.extend([String::from("--set"), (*setting).to_owned()]);
+        let own = setting.strip_prefix("each.").unwrap_or(setting);
+        arguments.extend([String::from("--set"), own.to_owned()]);
     }
     arguments
 }
@@ -391,7 +404,10 @@ fn service_arguments(
         _ => {}
     }
     for setting in settings {
-        if let Some(own) = setting.strip_prefix(&format!("{service}.")) {
+        let own = setting
+            .strip_prefix(&format!("{service}."))
+            .or_else(|| setting.strip_prefix("each."));
+        if let Some(own) = own {
             arguments.extend([String::from("--set"), own.to_owned()]);
         }
     }

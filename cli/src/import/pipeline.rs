@@ -256,7 +256,8 @@ pub async fn deliver(
     let mut next = progress.done;
     let mut failure = None;
     tokio::pin!(stop);
-    loop {
+    // The stop signal may never come: it must not keep the loop alive.
+    while !under_way.is_empty() || (!stopped && !ended) {
         let in_window = next.saturating_sub(progress.done) < WINDOW_BATCHES * stride;
         tokio::select! {
             () = &mut stop, if !stopped => stopped = true,
@@ -291,7 +292,6 @@ pub async fn deliver(
                 }
                 observer.settled(batch.to - batch.from);
             }
-            else => break,
         }
     }
     progress.release();

@@ -57,7 +57,8 @@ pub async fn run(
     let mut under_way = FuturesUnordered::new();
     let (mut sent, mut stopped) = (0, false);
     tokio::pin!(stop);
-    loop {
+    // The stop signal may never come: it must not keep the loop alive.
+    while !under_way.is_empty() || (!stopped && sent < plan.count) {
         let more = !stopped && sent < plan.count && !free.is_empty();
         let due = plan.due(started, sent);
         tokio::select! {
@@ -83,7 +84,6 @@ pub async fn run(
                     });
                 }
             }
-            else => break,
         }
     }
     bar.finish_and_clear();

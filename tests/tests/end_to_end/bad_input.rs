@@ -16,7 +16,7 @@ async fn poison_is_dead_lettered_and_its_neighbours_are_counted() {
         (Some(b"u"), Some(b"")),
         (Some(b"u"), None),
         (None, Some(b"\xff\xff\xff\xff")),
-        (Some(b"u"), Some(&[0x0a; 300_000])),
+        (Some(b"u"), Some(&[0x0a; 600_000])),
     ];
     let good = serde_json::json!([
         { "user_id": "u", "event_type": "click", "page_url": "/a" },
@@ -44,9 +44,8 @@ async fn poison_is_dead_lettered_and_its_neighbours_are_counted() {
             .expect("the producer answers");
         assert_eq!(answer.status(), 200);
     }
-    let ledger = system.settled(10).await;
+    let ledger = system.settled_with(10, 5).await;
     assert_eq!(ledger["balanced"], true, "{ledger}");
-    assert_eq!(number(&ledger["total"]["dead_lettered"]), 5, "{ledger}");
     let (code, text) = system.command(&["audit"]);
     assert_eq!(code, 0, "{text}");
 }

@@ -90,9 +90,17 @@ async fn an_access_log_comes_out_whole_and_a_second_import_changes_nothing() {
     assert_eq!(code, 0, "{before}");
     let (code, text) = system.command(&import);
     assert_eq!(code, 0, "{text}");
-    assert!(text.replace(',', "").contains("1000"), "{text}");
+    assert!(text.replace(',', "").contains("1000 duplicates"), "{text}");
     let ledger = system.settled(1_000).await;
     assert_eq!(number(&ledger["total"]["duplicate"]), 1_000, "{ledger}");
+    let (code, after) = system.command(&top);
+    assert_eq!(code, 0, "{after}");
+    let entries = |text: &str| -> serde_json::Value {
+        let answer: serde_json::Value = serde_json::from_str(text).expect("JSON");
+        answer["entries"].clone()
+    };
+    assert!(entries(&before).is_array(), "{before}");
+    assert_eq!(entries(&before), entries(&after));
     let distinct = system
         .get(&format!(
             "{}/v1/distinct-users?from=2015-05-17&to=2015-05-21",

@@ -11,9 +11,8 @@ const TRACE: &str = "4bf92f3577b34da6a3ce929d0e0e4736";
 async fn a_sampled_request_is_one_trace_through_all_three_services() {
     let collector = Collector::start().await;
     let endpoint = collector.endpoint();
-    let settings = ["producer", "consumer", "analytics"]
-        .map(|service| format!("{service}.telemetry.otlp_endpoint={endpoint}"));
-    let system = System::start(&settings.each_ref().map(String::as_str)).await;
+    let settings = format!("each.telemetry.otlp_endpoint={endpoint}");
+    let system = System::start(&[&settings]).await;
     let answer = reqwest::Client::new()
         .post(format!("{}/v1/events", system.producer()))
         .header("traceparent", format!("00-{TRACE}-00f067aa0ba902b7-01"))
@@ -22,14 +21,16 @@ async fn a_sampled_request_is_one_trace_through_all_three_services() {
         .await
         .expect("the producer answers");
     assert_eq!(answer.status(), 200);
+    let [sent, processed, applied] = [
+        format!("send {}", system.events_topic()),
+        format!("process {}", system.events_topic()),
+        format!("apply {}", system.metrics_topic()),
+    ];
     let end = Instant::now() + Duration::from_secs(30);
     let spans = loop {
         let spans = collector.trace(TRACE);
         let has = |name: &str| spans.iter().any(|span| span.name == name);
-        if has("send analytics-events")
-            && has("process analytics-events")
-            && has("apply metrics-data")
-        {
+        if has(&sent) && has(&processed) && has(&applied) {
             break spans;
         }
         assert!(Instant::now() < end, "the trace is not whole: {spans:#?}");
@@ -41,7 +42,7 @@ async fn a_sampled_request_is_one_trace_through_all_three_services() {
             .find(|span| span.name == name)
             .expect("found above")
     };
-    let (process, apply) = (one("process "), one("apply "));
+    let (process, apply) = (one(&processed), one(&applied));
     // The batch on metrics-data is sent too; the send meant here is the one that was processed.
     let send = spans.iter().find(|span| span.span_id == process.parent_id);
     let send = send.expect("the processing continues a send");
