@@ -8,8 +8,8 @@ use std::{process::ExitCode, sync::Arc, time::Duration};
 use arc_swap::ArcSwapOption;
 use streamgauge_kafka::{KafkaConfig, KafkaError, LogReader, admin};
 use streamgauge_lifecycle::{
-    BoxError, Condition, Health, Outcome, SharedClock, Shutdown, SystemClock, Tasks, serve_http,
-    signal,
+    BoxError, Condition, EXIT_FAILED, EXIT_WRONG_SETTINGS, Health, Outcome, SharedClock, Shutdown,
+    SystemClock, Tasks, fail, serve_http, signal, write_line,
 };
 use streamgauge_resilience::{Backoff, BackoffConfig};
 use streamgauge_settings::ConfigArgs;
@@ -175,6 +175,7 @@ async fn serve(
         health: health.clone(),
         metrics: deps.metrics.clone(),
         shutdown: deps.shutdown.clone(),
+        deadline: deadline * 9 / 10,
     };
     tasks.spawn("grpc", async move {
         door.serve(listeners.grpc).await.map_err(BoxError::from)
@@ -351,23 +352,29 @@ fn db_system(config: &Config) -> &'static str {
 
 /// The whole program: reads the settings, starts telemetry, serves until a signal, drains.
 pub async fn main_with(args: ConfigArgs) -> ExitCode {
-    match program(args).await {
+    let ended = match settings(&args) {
+        Ok(Some(config)) => program(config).await.map_err(|error| (error, EXIT_FAILED)),
+        Ok(None) => Ok(()),
+        Err(error) => Err((error, EXIT_WRONG_SETTINGS)),
+    };
+    match ended {
         Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            // Logging may not be set up, or may be what failed.
-            let line = format!("streamgauge-analytics: {}", chain(&*error));
-            let _ = writeln_to(&mut std::io::stderr(), &line);
-            ExitCode::FAILURE
-        }
+        Err((error, code)) => fail("streamgauge-analytics", &*error, code),
     }
 }
 
-async fn program(args: ConfigArgs) -> Result<(), BoxError> {
+/// The settings; none when they were only to be printed.
+fn settings(args: &ConfigArgs) -> Result<Option<Config>, BoxError> {
     let config: Config = args.loader(ENV_PREFIX).load()?;
     if args.print_config {
         let text = streamgauge_settings::print(&config);
-        return Ok(writeln_to(&mut std::io::stdout(), text.trim_end())?);
+        write_line(&mut std::io::stdout(), text.trim_end())?;
+        return Ok(None);
     }
+    Ok(Some(config))
+}
+
+async fn program(config: Config) -> Result<(), BoxError> {
     let listeners = bind(&config).await?;
     let instance = listeners.http.local_addr()?.to_string();
     let telemetry = streamgauge_telemetry::init(SERVICE, &instance, &config.telemetry)?;
@@ -393,21 +400,4 @@ async fn program(args: ConfigArgs) -> Result<(), BoxError> {
     signalled.abort();
     telemetry.shutdown(TELEMETRY_DEADLINE).await;
     Ok(result?)
-}
-
-fn writeln_to(out: &mut impl std::io::Write, line: &str) -> std::io::Result<()> {
-    writeln!(out, "{line}")
-}
-
-/// An error and its causes on one line.
-fn chain(error: &(dyn std::error::Error + 'static)) -> String {
-    let causes = std::iter::successors(error.source(), |cause| cause.source());
-    causes.fold(error.to_string(), |mut text, cause| {
-        let cause = cause.to_string();
-        if !text.ends_with(&cause) {
-            text.push_str(": ");
-            text.push_str(&cause);
-        }
-        text
-    })
 }

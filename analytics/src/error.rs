@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use streamgauge_kafka::KafkaError;
-use streamgauge_lifecycle::BindError;
+use streamgauge_lifecycle::{BindError, ReflectionError};
 use streamgauge_proto::{ErrorCode, Problem};
 use streamgauge_resilience::BreakerError;
 
@@ -31,8 +31,8 @@ pub enum Error {
         source: Box<dyn std::error::Error + Send + Sync>,
     },
     /// The gRPC reflection data cannot be read.
-    #[error("the reflection service cannot start: {0}")]
-    Reflection(#[from] tonic_reflection::server::Error),
+    #[error(transparent)]
+    Reflection(#[from] ReflectionError),
     /// A task ended that should not have.
     #[error("the service stopped: {0}")]
     Tasks(String),

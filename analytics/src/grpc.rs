@@ -1,14 +1,19 @@
 //! The gRPC door: messages in, the service's answers out, refusals as statuses.
 
-use std::{future::Future, pin::Pin, sync::Arc, time::Instant};
+use std::{
+    future::Future,
+    pin::Pin,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use futures::{Stream, StreamExt};
-use streamgauge_lifecycle::{Health, Shutdown};
+use streamgauge_lifecycle::{GrpcOps, Health, Shutdown};
 use streamgauge_proto::{
     FILE_DESCRIPTOR_SET, Problem,
     v1::{
         self,
-        analytics_server::{Analytics, AnalyticsServer},
+        analytics_server::{Analytics, AnalyticsServer, SERVICE_NAME},
     },
 };
 use streamgauge_telemetry::{Metrics, TraceContext, context::TRACEPARENT, rpc::RpcMetrics};
@@ -40,6 +45,8 @@ pub struct Door {
     pub metrics: Metrics,
     /// The signal that closes it.
     pub shutdown: Shutdown,
+    /// Time for calls under way to finish after the signal.
+    pub deadline: Duration,
 }
 
 impl Door {
@@ -48,12 +55,12 @@ impl Door {
     /// # Errors
     /// When the server fails.
     pub async fn serve(self, listener: TcpListener) -> Result<(), Error> {
-        let (reporter, health_service) = tonic_health::server::health_reporter();
-        let watching = tokio::spawn(report_health(
-            reporter,
+        let ops = GrpcOps::start(
             self.health.clone(),
+            &[SERVICE_NAME],
+            &[FILE_DESCRIPTOR_SET],
             self.shutdown.clone(),
-        ));
+        )?;
         let calls = self.config.concurrency_per_connection_max.max(1);
         let analytics = AnalyticsServer::new(Calls(self.shared))
             .max_decoding_message_size(self.config.request_kib_max.saturating_mul(1024));
@@ -62,50 +69,16 @@ impl Door {
             .concurrency_limit_per_connection(calls)
             .max_concurrent_streams(u32::try_from(calls).unwrap_or(u32::MAX))
             .layer(RpcMetrics::register(&self.metrics, &METHODS).layer())
-            .add_service(analytics)
-            .add_service(health_service)
-            .add_service(reflection().build_v1()?)
-            .add_service(reflection().build_v1alpha()?);
+            .add_routes(ops.routes())
+            .add_service(analytics);
         let closing = self.shutdown.triggered_owned();
-        let served = server
-            .serve_with_incoming_shutdown(TcpListenerStream::new(listener), closing)
-            .await
-            .map_err(|source| Error::Server {
+        let server = server.serve_with_incoming_shutdown(TcpListenerStream::new(listener), closing);
+        match ops.serve(server, self.shutdown, self.deadline).await {
+            Some(served) => served.map_err(|source| Error::Server {
                 server: "gRPC",
                 source: source.into(),
-            });
-        watching.abort();
-        served
-    }
-}
-
-fn reflection() -> tonic_reflection::server::Builder<'static> {
-    tonic_reflection::server::Builder::configure()
-        .register_encoded_file_descriptor_set(FILE_DESCRIPTOR_SET)
-        .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
-}
-
-/// Keeps the standard health service at what readiness says.
-async fn report_health(
-    reporter: tonic_health::server::HealthReporter,
-    health: Health,
-    shutdown: Shutdown,
-) {
-    use tonic_health::ServingStatus::{NotServing, Serving};
-    let mut ready = health.subscribe();
-    loop {
-        let status = if *ready.borrow_and_update() {
-            Serving
-        } else {
-            NotServing
-        };
-        reporter
-            .set_service_status("streamgauge.v1.Analytics", status)
-            .await;
-        reporter.set_service_status("", status).await;
-        tokio::select! {
-            changed = ready.changed() => if changed.is_err() { return },
-            () = shutdown.triggered() => return,
+            }),
+            None => Ok(()),
         }
     }
 }

@@ -11,8 +11,8 @@ use streamgauge_kafka::{
     admin::{self, TopicSpec},
 };
 use streamgauge_lifecycle::{
-    BoxError, Condition, Health, Outcome, SharedClock, Shutdown, SystemClock, Tasks, serve_http,
-    signal,
+    BoxError, Condition, EXIT_FAILED, EXIT_WRONG_SETTINGS, Health, Outcome, SharedClock, Shutdown,
+    SystemClock, Tasks, fail, serve_http, signal, write_line,
 };
 use streamgauge_resilience::Backoff;
 use streamgauge_settings::ConfigArgs;
@@ -122,6 +122,7 @@ pub async fn run(config: Config, listeners: Listeners, deps: Deps) -> Result<(),
             &grpc_metrics,
             grpc_health,
             closing,
+            deadline * 9 / 10,
         )
         .await
         .map_err(BoxError::from)
@@ -306,28 +307,30 @@ fn specs(topics: &TopicsConfig) -> Vec<TopicSpec> {
 
 /// The whole program: reads the settings, starts telemetry, serves until a signal, drains.
 pub async fn main_with(args: ConfigArgs) -> ExitCode {
-    match program(args).await {
+    let ended = match settings(&args) {
+        Ok(Some(config)) => program(config).await.map_err(|error| (error, EXIT_FAILED)),
+        Ok(None) => Ok(()),
+        Err(error) => Err((error, EXIT_WRONG_SETTINGS)),
+    };
+    match ended {
         Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            // Logging may not be set up, or may be what failed.
-            let _ = write_line(
-                &mut std::io::stderr(),
-                &format!("streamgauge-consumer: {}", chain(&*error)),
-            );
-            ExitCode::FAILURE
-        }
+        Err((error, code)) => fail("streamgauge-consumer", &*error, code),
     }
 }
 
-async fn program(args: ConfigArgs) -> Result<(), BoxError> {
+/// The settings; none when they were only to be printed.
+fn settings(args: &ConfigArgs) -> Result<Option<Config>, BoxError> {
     let config: Config = args.loader(ENV_PREFIX).load()?;
     config.check()?;
     if args.print_config {
-        return Ok(write_line(
-            &mut std::io::stdout(),
-            streamgauge_settings::print(&config).trim_end(),
-        )?);
+        let text = streamgauge_settings::print(&config);
+        write_line(&mut std::io::stdout(), text.trim_end())?;
+        return Ok(None);
     }
+    Ok(Some(config))
+}
+
+async fn program(config: Config) -> Result<(), BoxError> {
     let listeners = bind(&config).await?;
     let http = listeners.http.local_addr()?.to_string();
     let grpc = listeners.grpc.local_addr()?.to_string();
@@ -353,21 +356,4 @@ async fn program(args: ConfigArgs) -> Result<(), BoxError> {
     signalled.abort();
     telemetry.shutdown(TELEMETRY_DEADLINE).await;
     Ok(result?)
-}
-
-fn write_line(out: &mut impl std::io::Write, line: &str) -> std::io::Result<()> {
-    writeln!(out, "{line}")
-}
-
-/// An error and its causes on one line.
-fn chain(error: &(dyn std::error::Error + 'static)) -> String {
-    let causes = std::iter::successors(error.source(), |cause| cause.source());
-    causes.fold(error.to_string(), |mut text, cause| {
-        let cause = cause.to_string();
-        if !text.ends_with(&cause) {
-            text.push_str(": ");
-            text.push_str(&cause);
-        }
-        text
-    })
 }

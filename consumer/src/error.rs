@@ -1,7 +1,7 @@
 //! What can end the service. Kafka being away is none of these: that is waited for.
 
 use streamgauge_kafka::KafkaError;
-use streamgauge_lifecycle::{BindError, BoxError};
+use streamgauge_lifecycle::{BindError, BoxError, ReflectionError};
 
 use crate::core::series::SeriesError;
 
@@ -37,8 +37,8 @@ pub enum Error {
     #[error("the gRPC server failed")]
     Grpc(#[source] tonic::transport::Error),
     /// The descriptors of the services, which are part of the program.
-    #[error("gRPC reflection could not be set up")]
-    Reflection(#[source] tonic_reflection::server::Error),
+    #[error(transparent)]
+    Reflection(#[from] ReflectionError),
     /// A part of the service ended for a reason of its own.
     #[error("{task} failed: {source}")]
     Task {

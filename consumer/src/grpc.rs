@@ -1,11 +1,13 @@
 //! The same look and the same control over gRPC, with reflection and the standard health service.
 
-use streamgauge_lifecycle::{Health, SharedClock, Shutdown};
+use std::time::Duration;
+
+use streamgauge_lifecycle::{GrpcOps, Health, SharedClock, Shutdown};
 use streamgauge_proto::{
     FILE_DESCRIPTOR_SET,
     v1::{
         PauseRequest, ResumeRequest, StatusRequest, StatusResponse,
-        consumer_control_server::{ConsumerControl, ConsumerControlServer},
+        consumer_control_server::{ConsumerControl, ConsumerControlServer, SERVICE_NAME},
     },
 };
 use tokio::net::TcpListener;
@@ -60,7 +62,7 @@ impl ConsumerControl for Control {
     }
 }
 
-/// Serves until the shutdown, then lets calls under way finish.
+/// Serves until the shutdown, then lets calls under way finish until the deadline.
 ///
 /// # Errors
 /// When the server cannot be set up or fails.
@@ -71,9 +73,10 @@ pub async fn serve(
     metrics: &ConsumerMetrics,
     health: Health,
     shutdown: Shutdown,
+    deadline: Duration,
 ) -> Result<(), Error> {
-    let (reporter, health_service) = tonic_health::server::health_reporter();
-    let watching = tokio::spawn(report_health(reporter, health, shutdown.clone()));
+    let descriptors = [FILE_DESCRIPTOR_SET];
+    let ops = GrpcOps::start(health, &[SERVICE_NAME], &descriptors, shutdown.clone())?;
     let control = ConsumerControlServer::new(control)
         .max_decoding_message_size(config.request_kib_max.saturating_mul(1024));
     let server = Server::builder()
@@ -81,46 +84,11 @@ pub async fn serve(
         .concurrency_limit_per_connection(config.connection_calls_max as usize)
         .max_concurrent_streams(config.connection_calls_max)
         .layer(metrics.rpc().layer())
+        .add_routes(ops.routes())
         .add_service(control)
-        .add_service(health_service)
-        .add_service(reflection().build_v1().map_err(Error::Reflection)?)
-        .add_service(reflection().build_v1alpha().map_err(Error::Reflection)?)
         .serve_with_incoming_shutdown(TcpListenerStream::new(listener), shutdown.triggered_owned());
-    let served = server.await.map_err(Error::Grpc);
-    watching.abort();
-    served
-}
-
-fn reflection() -> tonic_reflection::server::Builder<'static> {
-    tonic_reflection::server::Builder::configure()
-        .register_encoded_file_descriptor_set(FILE_DESCRIPTOR_SET)
-        .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
-}
-
-/// Keeps the standard health service at what readiness says.
-async fn report_health(
-    reporter: tonic_health::server::HealthReporter,
-    health: Health,
-    shutdown: Shutdown,
-) {
-    let mut ready = health.subscribe();
-    loop {
-        let serving = *ready.borrow_and_update();
-        let status = if serving {
-            reporter
-                .set_serving::<ConsumerControlServer<Control>>()
-                .await;
-            tonic_health::ServingStatus::Serving
-        } else {
-            reporter
-                .set_not_serving::<ConsumerControlServer<Control>>()
-                .await;
-            tonic_health::ServingStatus::NotServing
-        };
-        reporter.set_service_status("", status).await;
-        tokio::select! {
-            changed = ready.changed() => if changed.is_err() { return },
-            () = shutdown.triggered() => return,
-        }
+    match ops.serve(server, shutdown, deadline).await {
+        Some(served) => served.map_err(Error::Grpc),
+        None => Ok(()),
     }
 }

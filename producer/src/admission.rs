@@ -11,6 +11,7 @@ use streamgauge_proto::{ErrorCode, Problem};
 use streamgauge_resilience::{RateLimitConfig, RateLimiter};
 
 use crate::auth::ClientKey;
+use crate::config::Limits;
 use crate::metrics::{FailReason, LimitScope, ProducerMetrics};
 
 /// What a refused client is told to wait when nothing better is known.
@@ -29,20 +30,20 @@ pub struct Admission {
     limiter: RateLimiter<ClientKey>,
     in_flight: AtomicUsize,
     in_flight_max: usize,
+    in_flight_bytes: AtomicUsize,
+    in_flight_bytes_max: usize,
     metrics: ProducerMetrics,
 }
 
 impl Admission {
-    pub fn new(
-        rate_limit: &RateLimitConfig,
-        in_flight_max: usize,
-        metrics: ProducerMetrics,
-    ) -> Self {
+    pub fn new(rate_limit: &RateLimitConfig, limits: &Limits, metrics: ProducerMetrics) -> Self {
         Self {
             log_ready: AtomicBool::new(false),
             limiter: RateLimiter::new(rate_limit),
             in_flight: AtomicUsize::new(0),
-            in_flight_max,
+            in_flight_max: limits.in_flight_events_max,
+            in_flight_bytes: AtomicUsize::new(0),
+            in_flight_bytes_max: limits.in_flight_bytes_max,
             metrics,
         }
     }
@@ -59,6 +60,36 @@ impl Admission {
         }
         let message = "the service is starting and has not reached its log yet";
         Err(Problem::new(ErrorCode::NotReady, message).retry_after(COME_BACK))
+    }
+
+    /// Refuses a client whose allowance is used up, before its request is read. Nothing is taken from it.
+    pub fn has_allowance(&self, key: &ClientKey) -> Result<(), Problem> {
+        let Some(wait) = self.limiter.exhausted(key) else {
+            return Ok(());
+        };
+        self.metrics.limited(LimitScope::Client);
+        let message = "the allowance is used up; retry later";
+        Err(Problem::new(ErrorCode::RateLimited, message).retry_after(wait))
+    }
+
+    /// Room for a request of so many bytes, as far as is known. They are held as they arrive, not as they are
+    /// announced: a client that announces much and sends little must not keep others out.
+    pub fn room(self: &Arc<Self>, expected: usize) -> Result<Room, Problem> {
+        let before = self.in_flight_bytes.load(Ordering::Relaxed);
+        // Full is full for a request of unknown size, too.
+        if before.saturating_add(expected.max(1)) > self.in_flight_bytes_max {
+            return Err(self.no_room());
+        }
+        Ok(Room {
+            admission: self.clone(),
+            held: AtomicUsize::new(0),
+        })
+    }
+
+    fn no_room(&self) -> Problem {
+        self.metrics.limited(LimitScope::InFlightBytes);
+        let message = "too many bytes are on their way already; retry later";
+        Problem::new(ErrorCode::Overloaded, message).retry_after(COME_BACK)
     }
 
     /// Takes on so many events of a client, until the place is dropped.
@@ -114,6 +145,51 @@ impl Admission {
     }
 }
 
+/// The memory of one request, from its first byte until its verdicts are written.
+#[must_use]
+pub struct Room {
+    admission: Arc<Admission>,
+    held: AtomicUsize,
+}
+
+impl Room {
+    /// Holds so many bytes more.
+    pub fn grow(&self, bytes: usize) -> Result<(), Problem> {
+        let admission = &self.admission;
+        let before = admission
+            .in_flight_bytes
+            .fetch_add(bytes, Ordering::Relaxed);
+        // Noted in any case, for the drop to give back.
+        self.held.fetch_add(bytes, Ordering::Relaxed);
+        if before.saturating_add(bytes) > admission.in_flight_bytes_max {
+            return Err(admission.no_room());
+        }
+        Ok(())
+    }
+
+    /// Takes a part of what is held out, to be given back on its own.
+    pub fn split(&self, bytes: usize) -> Self {
+        let taken = bytes.min(self.held());
+        self.held.fetch_sub(taken, Ordering::Relaxed);
+        Self {
+            admission: self.admission.clone(),
+            held: AtomicUsize::new(taken),
+        }
+    }
+
+    pub fn held(&self) -> usize {
+        self.held.load(Ordering::Relaxed)
+    }
+}
+
+impl Drop for Room {
+    fn drop(&mut self) {
+        self.admission
+            .in_flight_bytes
+            .fetch_sub(*self.held.get_mut(), Ordering::Relaxed);
+    }
+}
+
 /// Room for the events of one request.
 #[must_use]
 pub struct Place {
@@ -147,10 +223,55 @@ mod tests {
             ..RateLimitConfig::default()
         };
         let producer = ProducerMetrics::register(&metrics, &MetricsConfig::default());
+        let limits = Limits {
+            in_flight_events_max: in_flight_max,
+            in_flight_bytes_max: 1_000,
+            ..Limits::default()
+        };
         (
-            Arc::new(Admission::new(&rate_limit, in_flight_max, producer)),
+            Arc::new(Admission::new(&rate_limit, &limits, producer)),
             metrics,
         )
+    }
+
+    #[test]
+    fn bytes_are_held_as_they_come_and_given_back() {
+        let (admission, metrics) = admission(0, 10);
+        let overloaded = |problem: Problem| {
+            assert!(problem.retry_after.is_some());
+            problem.code == ErrorCode::Overloaded
+        };
+        assert!(overloaded(admission.room(1_001).err().unwrap()));
+        let first = admission.room(1_000).unwrap();
+        let second = admission.room(1_000).unwrap();
+        first.grow(600).unwrap();
+        assert!(overloaded(second.grow(401).unwrap_err()));
+        drop(second);
+        first.grow(400).unwrap();
+        assert!(overloaded(admission.room(0).err().unwrap()), "full is full");
+        let part = first.split(400);
+        assert_eq!((first.held(), part.held()), (600, 400));
+        drop(part);
+        admission.room(0).unwrap().grow(400).unwrap();
+        drop(first);
+        admission.room(1_000).unwrap().grow(1_000).unwrap();
+        assert!(
+            metrics
+                .encode()
+                .contains("rate_limited_total{scope=\"in_flight_bytes\"} 3\n")
+        );
+    }
+
+    #[test]
+    fn who_has_used_its_allowance_up_is_told_before_it_is_read() {
+        let (admission, _) = admission(10, 1000);
+        let key = ClientKey::Token(0);
+        assert!(admission.has_allowance(&key).is_ok());
+        drop(admission.admit(&key, 10).unwrap());
+        let problem = admission.has_allowance(&key).unwrap_err();
+        assert_eq!(problem.code, ErrorCode::RateLimited);
+        assert!(problem.retry_after.unwrap() <= Duration::from_millis(100));
+        assert!(admission.has_allowance(&ClientKey::Token(1)).is_ok());
     }
 
     #[test]

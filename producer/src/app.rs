@@ -10,8 +10,8 @@ use std::time::Duration;
 use streamgauge_kafka::admin::{self, TopicSpec};
 use streamgauge_kafka::{KafkaConfig, KafkaError, Publisher};
 use streamgauge_lifecycle::{
-    BoxError, Condition, Health, Outcome, SharedClock, Shutdown, SystemClock, Tasks, serve_http,
-    signal,
+    BoxError, Condition, EXIT_FAILED, EXIT_WRONG_SETTINGS, Health, Outcome, SharedClock, Shutdown,
+    SystemClock, Tasks, fail, serve_http, signal, write_line,
 };
 use streamgauge_resilience::{Backoff, Breaker, BreakerState};
 use streamgauge_settings::ConfigArgs;
@@ -104,11 +104,7 @@ impl Parts {
         deps.tracer.register(&deps.metrics);
         let health = Health::new(SERVICE);
         let breaker = Breaker::new(PUBLISH_BREAKER, &config.breaker, Arc::new(metrics.clone()));
-        let admission = Admission::new(
-            &config.rate_limit,
-            config.limits.in_flight_events_max,
-            metrics.clone(),
-        );
+        let admission = Admission::new(&config.rate_limit, &config.limits, metrics.clone());
         let publishing = PublishingConfig {
             retry: config.retry.clone(),
             stall: Duration::from_millis(config.limits.stall_ms),
@@ -149,6 +145,9 @@ pub(crate) async fn serve(
 ) -> Result<Instant, Error> {
     let limits = Arc::new(config.limits.clone());
     let deadline = Duration::from_millis(config.shutdown_deadline_ms);
+    // The doors end first, so that cutting off a client is not taken for a part that hangs, and something is left for
+    // the records that such a client has left behind.
+    let door_deadline = deadline * 9 / 10;
     let shared = http::Shared {
         intake: parts.intake.clone(),
         limits: limits.clone(),
@@ -167,12 +166,12 @@ pub(crate) async fn serve(
     );
     let mut tasks = Tasks::new(stop.clone());
     tasks.spawn("http", async move {
-        serve_http(listeners.http, router, server, stop, deadline)
+        serve_http(listeners.http, router, server, stop, door_deadline)
             .await
             .map_err(BoxError::from)
     });
     tasks.spawn("grpc", async move {
-        grpc::serve(listeners.grpc, grpc, health)
+        grpc::serve(listeners.grpc, grpc, health, door_deadline)
             .await
             .map_err(BoxError::from)
     });
@@ -185,10 +184,14 @@ pub(crate) async fn serve(
         "shutdown",
         close_doors(deps.shutdown.clone(), parts.clone(), delay),
     );
-    let outcome = tasks.wait(deadline).await;
+    let stopping = async {
+        parts.stop.triggered().await;
+        Instant::now() + deadline
+    };
+    let (outcome, end) = tokio::join!(tasks.wait(deadline), stopping);
     parts.health.shutting_down();
     match outcome {
-        Outcome::Clean => Ok(Instant::now() + deadline),
+        Outcome::Clean => Ok(end),
         Outcome::Failed { task, error } => Err(Error::Task {
             task,
             source: error,
@@ -259,6 +262,11 @@ async fn ensure_topic(topics: &TopicsConfig, kafka: &KafkaConfig, parts: &Parts)
 }
 
 /// While the breaker is not closed: says in readiness whether Kafka answers.
+///
+/// Answering is all that readiness asks of it. A Kafka that answers and yet takes no record, its disk full, say, leaves
+/// the producer ready with its breaker open: it refuses submissions with 503 and a time to come back, alerts tell by the
+/// breaker's metrics, and the submissions that go on arriving are what finds out that Kafka takes records again. Were
+/// readiness to go down, no traffic would come, and the breaker would never close.
 async fn watch_log(topics: &TopicsConfig, kafka: &KafkaConfig, parts: &Parts) {
     let interval = Duration::from_millis(topics.check_interval_ms.max(100));
     loop {
@@ -290,28 +298,30 @@ async fn look(kafka: &KafkaConfig, spec: &TopicSpec) -> Result<(), KafkaError> {
 
 /// The whole program: reads the settings, starts telemetry, serves until a signal, drains.
 pub async fn main_with(args: ConfigArgs) -> ExitCode {
-    match program(args).await {
+    let ended = match settings(&args) {
+        Ok(Some(config)) => program(config).await.map_err(|error| (error, EXIT_FAILED)),
+        Ok(None) => Ok(()),
+        Err(error) => Err((error, EXIT_WRONG_SETTINGS)),
+    };
+    match ended {
         Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            // Logging may not be set up, or may be what failed.
-            let _ = writeln_to(
-                &mut std::io::stderr(),
-                &format!("streamgauge-producer: {}", chain(&*error)),
-            );
-            ExitCode::FAILURE
-        }
+        Err((error, code)) => fail("streamgauge-producer", &*error, code),
     }
 }
 
-async fn program(args: ConfigArgs) -> Result<(), BoxError> {
+/// The settings; none when they were only to be printed.
+fn settings(args: &ConfigArgs) -> Result<Option<Config>, BoxError> {
     let config: Config = args.loader(ENV_PREFIX).load()?;
     config.check()?;
     if args.print_config {
-        return Ok(writeln_to(
-            &mut std::io::stdout(),
-            streamgauge_settings::print(&config).trim_end(),
-        )?);
+        let text = streamgauge_settings::print(&config);
+        write_line(&mut std::io::stdout(), text.trim_end())?;
+        return Ok(None);
     }
+    Ok(Some(config))
+}
+
+async fn program(config: Config) -> Result<(), BoxError> {
     let listeners = bind(&config).await?;
     let instance = listeners.http.local_addr()?.to_string();
     let telemetry = streamgauge_telemetry::init(SERVICE, &instance, &config.telemetry)?;
@@ -337,21 +347,4 @@ async fn program(args: ConfigArgs) -> Result<(), BoxError> {
     signalled.abort();
     telemetry.shutdown(TELEMETRY_DEADLINE).await;
     Ok(result?)
-}
-
-fn writeln_to(out: &mut impl std::io::Write, line: &str) -> std::io::Result<()> {
-    writeln!(out, "{line}")
-}
-
-/// An error and its causes on one line.
-fn chain(error: &(dyn std::error::Error + 'static)) -> String {
-    let causes = std::iter::successors(error.source(), |cause| cause.source());
-    causes.fold(error.to_string(), |mut text, cause| {
-        let cause = cause.to_string();
-        if !text.ends_with(&cause) {
-            text.push_str(": ");
-            text.push_str(&cause);
-        }
-        text
-    })
 }

@@ -14,6 +14,12 @@ use crate::error::ConfigError;
 use crate::event::EventLimits;
 use crate::event::json::DEPTH_LIMIT;
 
+/// The memory that a request takes at most, as a multiple of the bytes of its body: as it came, and encoded anew.
+const REQUEST_MEMORY: usize = 3;
+
+/// How late librdkafka may notice that a record has timed out.
+const DELIVERY_SLACK_MS: u64 = 1_000;
+
 /// All settings.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -98,12 +104,19 @@ impl Default for HttpConfig {
 pub struct GrpcConfig {
     /// Where to listen.
     pub listen: SocketAddr,
-    /// Largest message, in bytes.
+    /// Connections at once; those beyond are closed.
+    pub max_connections: usize,
+    /// How often a client is asked whether it is still there, in milliseconds.
+    pub keepalive_interval_ms: u64,
+    /// How long it may take to answer that, in milliseconds, before its connection is cut.
+    pub keepalive_timeout_ms: u64,
+    /// Largest message, in bytes; `limits.body_timeout_ms` is how long one may take to arrive.
     pub message_bytes_max: usize,
     /// Calls at once on one connection.
     pub connection_calls_max: u32,
     /// Batches of one stream that are published at once; a client that reads its answers slowly slows its own stream.
-    /// With 1 the events of a stream keep their order even when some have to be published again.
+    /// With 1 no batch of a stream overtakes another, even when the queue to Kafka is full. What Kafka itself failed to
+    /// acknowledge is published again after its neighbours in any case.
     pub stream_batches_max: usize,
 }
 
@@ -111,6 +124,9 @@ impl Default for GrpcConfig {
     fn default() -> Self {
         Self {
             listen: SocketAddr::from((Ipv4Addr::UNSPECIFIED, 50051)),
+            max_connections: 1_024,
+            keepalive_interval_ms: 30_000,
+            keepalive_timeout_ms: 10_000,
             message_bytes_max: 8 * 1024 * 1024,
             connection_calls_max: 256,
             stream_batches_max: 4,
@@ -168,6 +184,9 @@ pub struct Limits {
     pub stall_ms: u64,
     /// Events that are being published at once, over all requests.
     pub in_flight_events_max: usize,
+    /// Memory of the requests under way, in bytes: what has arrived of their bodies, decompressed, and what was made of
+    /// it, until the verdicts are written. Beyond it requests are refused.
+    pub in_flight_bytes_max: usize,
     /// Most events in one request.
     pub batch_events_max: usize,
     /// Largest event, in bytes.
@@ -196,6 +215,7 @@ impl Default for Limits {
             request_timeout_ms: 10_000,
             stall_ms: 3_000,
             in_flight_events_max: 50_000,
+            in_flight_bytes_max: 256 * 1024 * 1024,
             batch_events_max,
             event_bytes_max,
             properties_bytes_max,
@@ -269,11 +289,26 @@ impl Config {
         let delivery_ms = u64::from(self.publisher.delivery_timeout_ms);
         let rules = [
             (
-                delivery_ms < limits.request_timeout_ms,
+                delivery_ms + DELIVERY_SLACK_MS <= limits.request_timeout_ms,
                 "publisher.delivery_timeout_ms",
                 format!(
-                    "it must be below limits.request_timeout_ms ({}), so that a request knows its outcome",
+                    "it must be at least {DELIVERY_SLACK_MS} below limits.request_timeout_ms ({}), so that a request knows its outcome",
                     limits.request_timeout_ms
+                ),
+            ),
+            (
+                limits
+                    .body_bytes_max
+                    .saturating_add(limits.decompressed_bytes_max)
+                    .max(self.grpc.message_bytes_max)
+                    .saturating_mul(REQUEST_MEMORY)
+                    <= limits.in_flight_bytes_max,
+                "limits.in_flight_bytes_max",
+                format!(
+                    "it must be at least {REQUEST_MEMORY} times limits.body_bytes_max + limits.decompressed_bytes_max ({} + {}), and grpc.message_bytes_max ({}), or the largest request never fits",
+                    limits.body_bytes_max,
+                    limits.decompressed_bytes_max,
+                    self.grpc.message_bytes_max
                 ),
             ),
             (
@@ -333,9 +368,12 @@ mod tests {
     #[test]
     fn a_broken_rule_names_its_setting() {
         type Breaking = fn(&mut Config);
-        let cases: [(&str, Breaking); 7] = [
+        let cases: [(&str, Breaking); 8] = [
             ("publisher.delivery_timeout_ms", |config| {
-                config.publisher.delivery_timeout_ms = 10_000
+                config.publisher.delivery_timeout_ms = 9_001
+            }),
+            ("limits.in_flight_bytes_max", |config| {
+                config.limits.in_flight_bytes_max = 64 << 20
             }),
             ("limits.batch_events_max", |config| {
                 config.limits.batch_events_max = 50_001
@@ -344,7 +382,8 @@ mod tests {
                 config.limits.properties_depth_max = 129
             }),
             ("limits.decompressed_bytes_max", |config| {
-                config.limits.body_bytes_max = 1 << 31
+                config.limits.body_bytes_max = 1 << 31;
+                config.limits.in_flight_bytes_max = usize::MAX;
             }),
             ("limits.event_bytes_max", |config| {
                 config.limits.event_bytes_max = 1_000_000

@@ -1,7 +1,7 @@
 //! What can end the service, and how a refusal of a request is written down.
 
 use streamgauge_kafka::KafkaError;
-use streamgauge_lifecycle::{BindError, BoxError};
+use streamgauge_lifecycle::{BindError, BoxError, ReflectionError};
 use streamgauge_proto::Problem;
 use streamgauge_telemetry::TraceContext;
 
@@ -26,8 +26,8 @@ pub enum Error {
     #[error("the gRPC server failed")]
     Grpc(#[source] tonic::transport::Error),
     /// The descriptors of the services, which are part of the program.
-    #[error("gRPC reflection could not be set up")]
-    Reflection(#[source] tonic_reflection::server::Error),
+    #[error(transparent)]
+    Reflection(#[from] ReflectionError),
     /// A part of the service ended for a reason of its own.
     #[error("{task} failed: {source}")]
     Task {

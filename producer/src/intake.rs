@@ -368,7 +368,10 @@ impl Verdict<'_> {
                     None => problem,
                 })
             }
-            Self::Retry { reason, .. } => Some(Problem::new(reason.code(), reason.message())),
+            // Tried, and perhaps written: only a retry with the same id is counted once.
+            Self::Retry { event_id, reason } => {
+                Some(Problem::new(reason.code(), reason.message()).event_id(event_id))
+            }
         }
     }
 }

@@ -190,20 +190,22 @@ struct Inner {
 pub enum LimitScope {
     Client,
     InFlight,
+    InFlightBytes,
 }
 
 impl LimitScope {
+    const ALL: [Self; 3] = [Self::Client, Self::InFlight, Self::InFlightBytes];
+
     const fn as_str(self) -> &'static str {
         match self {
             Self::Client => "client",
             Self::InFlight => "in_flight",
+            Self::InFlightBytes => "in_flight_bytes",
         }
     }
 }
 
-const SUBMIT_CODES: [u16; 13] = [
-    200, 400, 401, 403, 405, 408, 413, 415, 429, 499, 500, 503, 504,
-];
+const SUBMIT_CODES: [u16; 12] = [200, 400, 401, 403, 405, 408, 413, 415, 429, 499, 500, 503];
 const METHODS: [&str; 3] = [
     "streamgauge.v1.Submission/Submit",
     "streamgauge.v1.Submission/SubmitBatch",
@@ -358,7 +360,7 @@ impl Inner {
                 reason: reason.as_str(),
             });
         }
-        for scope in [LimitScope::Client, LimitScope::InFlight] {
+        for scope in LimitScope::ALL {
             let _ = self.rate_limited.get_or_create(&ScopeLabels {
                 scope: scope.as_str(),
             });

@@ -4,10 +4,11 @@
 //! with the same payload, and so the same event id, until the request's deadline; whoever reads the log dedupes.
 
 use std::future::Future;
+use std::ops::Range;
 use std::pin::Pin;
 use std::time::Duration;
 
-use streamgauge_kafka::{PublishError, Publisher, Record};
+use streamgauge_kafka::{PublishError, Publisher, Pushed, Record};
 use streamgauge_proto::{ErrorCode, Problem};
 use streamgauge_resilience::{Backoff, BackoffConfig, Breaker, BreakerState, Open};
 use streamgauge_telemetry::context::TRACEPARENT;
@@ -75,9 +76,9 @@ impl Sink for KafkaSink {
         let traced = writing
             .traceparent
             .map(|header| [(TRACEPARENT, header.as_bytes())]);
-        for (nth, &place) in writing.places.iter().enumerate() {
+        let held_back = queue_in_order(writing.places, |nth, place| {
             let Some(Entry::Ready(encoded)) = writing.batch.entries().get(place) else {
-                continue;
+                return Pushed::Refused;
             };
             let headers = traced.as_ref().filter(|_| nth < TRACED_EVENTS_MAX);
             records.push(Record {
@@ -87,10 +88,22 @@ impl Sink for KafkaSink {
                 payload: Some(writing.batch.payload(encoded)),
                 timestamp_ms: Some(writing.batch.received_at_us() / 1_000),
                 headers: headers.map_or(&[], |headers| headers.as_slice()),
-            });
-        }
-        Box::pin(async move { records.finish().await.failed })
+            })
+        });
+        Box::pin(async move {
+            let mut failed = records.finish().await.failed;
+            failed.extend(held_back.map(|nth| (nth, PublishError::QueueFull)));
+            failed
+        })
     }
+}
+
+/// Queues records in their order until the queue is full, and returns which were held back. A slot may become free in
+/// the meantime; were it used, a user's later event would come before the earlier one, which is written again later.
+fn queue_in_order(places: &[usize], mut push: impl FnMut(usize, usize) -> Pushed) -> Range<usize> {
+    let full = (0..places.len()).find(|&nth| push(nth, places[nth]) == Pushed::Full);
+    // The one that met the full queue has been noted already.
+    full.map_or(places.len(), |nth| nth + 1)..places.len()
 }
 
 /// Publishes with retries and a circuit breaker.

@@ -139,6 +139,24 @@ async fn only_what_failed_is_written_again() {
     assert_eq!(bench.written(), [vec![0, 2, 3], vec![0, 3], vec![3]]);
 }
 
+#[test]
+fn nothing_overtakes_what_met_a_full_queue() {
+    let mut offered = Vec::new();
+    let held_back = queue_in_order(&[0, 2, 3, 5, 6], |nth, place| {
+        offered.push((nth, place));
+        // A slot is free again right after the queue was full.
+        [
+            Pushed::Queued,
+            Pushed::Refused,
+            Pushed::Full,
+            Pushed::Queued,
+        ][nth.min(3)]
+    });
+    assert_eq!(offered, [(0, 0), (1, 2), (2, 3)]);
+    assert_eq!(held_back, 3..5);
+    assert!(queue_in_order(&[1, 4], |_, _| Pushed::Queued).is_empty());
+}
+
 #[tokio::test]
 async fn what_the_log_will_never_take_is_rejected_at_once() {
     let failures = vec![

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use common::{Producer, broker, broker_on, config, eventually};
 use tempfile::TempDir;
-use tokio::net::TcpListener;
+use tokio::net::{TcpListener, TcpStream};
 
 const EVENT: &str = r#"{"user_id":"u","event_type":"x"}"#;
 
@@ -73,7 +73,7 @@ async fn an_outage_is_503_until_it_heals() {
     let first = broker_on(&dir, address).await;
     let mut config = config(&address.to_string());
     config.publisher.delivery_timeout_ms = 300;
-    (config.limits.request_timeout_ms, config.limits.stall_ms) = (600, 500);
+    (config.limits.request_timeout_ms, config.limits.stall_ms) = (1_300, 500);
     config.breaker.consecutive_failures = 2;
     (config.breaker.open_min_ms, config.breaker.open_max_ms) = (200, 400);
     let producer = Producer::start(config).await;
@@ -160,6 +160,84 @@ async fn a_client_in_a_hurry_is_told_to_retry() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_single_event_whose_fate_is_unknown_is_refused_with_the_id_to_retry_with() {
+    let dir = TempDir::new().unwrap();
+    let broker = broker(&dir).await;
+    let producer = Producer::start(config(&broker.bootstrap())).await;
+    let activity = r#"{"user_id":"u","activity_type":"x"}"#;
+    for (path, event) in [("/ingest", EVENT), ("/activity", activity)] {
+        let before = producer.written().await.len();
+        broker.faults().delay_appends(Duration::from_millis(600));
+        let answer = producer
+            .post_with(path, &[("x-timeout-ms", "100")], event)
+            .await;
+        assert_eq!(answer.status, 503, "{}", answer.text);
+        assert_eq!(answer.code(), "deadline_exceeded");
+        assert!(answer.header("retry-after").is_some());
+        let event_id = answer.json()["error"]["event_id"]
+            .as_str()
+            .unwrap()
+            .to_owned();
+        broker.faults().delay_appends(Duration::ZERO);
+        let again = event.replacen('{', &format!("{{\"event_id\":\"{event_id}\","), 1);
+        assert_eq!(producer.post(path, again).await.status, 200);
+        // The first was written after all.
+        let both = async || producer.written().await.len() == before + 2;
+        eventually("both are in the log", both).await;
+        let written = producer.written().await;
+        let same = written.iter().filter(|one| one.event.event_id == event_id);
+        assert_eq!(same.count(), 2, "whoever counts by id counts one");
+    }
+    producer.stop().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_full_disk_is_503_and_loses_nothing_that_was_acknowledged() {
+    let dir = TempDir::new().unwrap();
+    let broker = broker(&dir).await;
+    let mut config = config(&broker.bootstrap());
+    config.publisher.delivery_timeout_ms = 300;
+    (config.limits.request_timeout_ms, config.limits.stall_ms) = (1_300, 500);
+    (config.breaker.open_min_ms, config.breaker.open_max_ms) = (100, 200);
+    let producer = Producer::start(config).await;
+    assert_eq!(producer.post("/v1/events", EVENT).await.status, 200);
+    broker.faults().refuse_appends(true);
+    for _ in 0..3 {
+        let answer = producer.post("/v1/events", EVENT).await;
+        assert_eq!(answer.status, 503, "{}", answer.text);
+        assert!(answer.header("retry-after").is_some());
+    }
+    assert_eq!(producer.written().await.len(), 1);
+    broker.faults().refuse_appends(false);
+    let taken = async || producer.post("/v1/events", EVENT).await.status == 200;
+    eventually("events are taken again", taken).await;
+    let [_, accepted, ..] = producer.ledger();
+    assert_eq!(accepted, 2.0);
+    assert!(producer.written().await.len() >= 2);
+    producer.stop().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_doors_stay_open_for_a_while_after_readiness_went_down() {
+    let dir = TempDir::new().unwrap();
+    let broker = broker(&dir).await;
+    let mut config = config(&broker.bootstrap());
+    config.shutdown_delay_ms = 3_000;
+    let producer = Producer::start(config).await;
+    producer.shutdown.trigger();
+    let not_ready = async || producer.get("/readyz").await.status == 503;
+    eventually("readiness is down", not_ready).await;
+    assert_eq!(
+        producer.post("/v1/events", EVENT).await.status,
+        200,
+        "who has not noticed yet is still served"
+    );
+    let address = producer.http;
+    producer.stop().await.unwrap();
+    assert!(TcpStream::connect(address).await.is_err());
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_shutdown_finishes_what_is_under_way() {
     let dir = TempDir::new().unwrap();
     let broker = broker(&dir).await;
@@ -182,7 +260,7 @@ async fn a_shutdown_finishes_what_is_under_way() {
     let address = producer.http;
     producer.stop().await.unwrap();
     assert!(
-        tokio::net::TcpStream::connect(address).await.is_err(),
+        TcpStream::connect(address).await.is_err(),
         "the door is closed"
     );
 }

@@ -7,6 +7,8 @@ use std::time::Duration;
 
 use common::{Producer, broker, config, eventually};
 use streamgauge_producer::TokenConfig;
+use streamgauge_proto::v1::SubmitRequest;
+use streamgauge_proto::v1::submission_client::SubmissionClient;
 use streamgauge_settings::Secret;
 use tempfile::TempDir;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -293,6 +295,69 @@ async fn too_much_at_once_is_503_and_passes() {
     broker.faults().delay_appends(Duration::ZERO);
     assert_eq!(producer.post("/v1/events", EVENT).await.status, 200);
     assert_eq!(producer.ledger(), [12.0, 11.0, 0.0, 1.0]);
+    producer.stop().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn bodies_beyond_the_memory_for_them_are_503_over_both_doors() {
+    let dir = TempDir::new().unwrap();
+    let broker = broker(&dir).await;
+    let mut config = config(&broker.bootstrap());
+    let limits = &mut config.limits;
+    (limits.body_bytes_max, limits.decompressed_bytes_max) = (20_000, 20_000);
+    limits.in_flight_bytes_max = 120_000;
+    config.grpc.message_bytes_max = 20_000;
+    let producer = Producer::start(config).await;
+    // Six clients that keep all but the last byte of their bodies waiting.
+    let mut slow = Vec::new();
+    for _ in 0..6 {
+        let mut stream = TcpStream::connect(producer.http).await.unwrap();
+        let head = "POST /v1/events HTTP/1.1\r\nhost: x\r\ncontent-length: 20000\r\n\r\n";
+        let request = format!("{head}{}", " ".repeat(19_999));
+        stream.write_all(request.as_bytes()).await.unwrap();
+        slow.push(stream);
+    }
+    eventually("there is no room", async || {
+        let answer = producer.post("/v1/events", EVENT).await;
+        answer.status == 503 && answer.code() == "overloaded"
+    })
+    .await;
+    assert!(producer.metric("rate_limited_total{scope=\"in_flight_bytes\"}") >= 1.0);
+    let mut client = SubmissionClient::new(producer.channel().await);
+    let mut submit = async || {
+        let request = SubmitRequest {
+            event: Some(common::message("u")),
+            historical: false,
+        };
+        client.submit(request).await
+    };
+    let status = submit().await.unwrap_err();
+    assert_eq!(status.code(), tonic::Code::Unavailable, "{status:?}");
+    assert!(status.message().contains("too many bytes"), "{status:?}");
+    drop(slow);
+    let room = async || producer.post("/v1/events", EVENT).await.status == 200;
+    eventually("there is room again", room).await;
+    submit().await.unwrap();
+    producer.ledger();
+    producer.stop().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_client_without_allowance_is_refused_before_its_body_comes() {
+    let dir = TempDir::new().unwrap();
+    let broker = broker(&dir).await;
+    let mut config = config(&broker.bootstrap());
+    (config.rate_limit.per_second, config.rate_limit.burst) = (1, 10);
+    let producer = Producer::start(config).await;
+    let ten = format!("[{}]", [EVENT; 10].join(","));
+    assert_eq!(producer.post("/v1/events", ten).await.status, 200);
+    let mut stream = TcpStream::connect(producer.http).await.unwrap();
+    let head = "POST /v1/events HTTP/1.1\r\nhost: x\r\ncontent-length: 2000\r\n\r\n";
+    stream.write_all(head.as_bytes()).await.unwrap();
+    let mut answer = [0; 12];
+    stream.read_exact(&mut answer).await.unwrap();
+    assert_eq!(&answer, b"HTTP/1.1 429");
+    assert_eq!(producer.ledger(), [10.0, 10.0, 0.0, 0.0]);
     producer.stop().await.unwrap();
 }
 

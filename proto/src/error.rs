@@ -91,7 +91,7 @@ codes! {
     /// The service is starting or stopping.
     NotReady = "not_ready", 503, Unavailable, true;
     /// The deadline passed before the outcome was known.
-    DeadlineExceeded = "deadline_exceeded", 504, DeadlineExceeded, true;
+    DeadlineExceeded = "deadline_exceeded", 503, DeadlineExceeded, true;
     /// A defect of the service; the log has the cause.
     Internal = "internal", 500, Internal, false;
 }
@@ -120,6 +120,9 @@ pub struct Problem {
     pub field: Option<String>,
     /// When to try again; set for every retryable code.
     pub retry_after: Option<Duration>,
+    /// The id under which the request's one event was tried. It may have been taken after all, so that a retry must
+    /// carry this id to be recognised.
+    pub event_id: Option<String>,
 }
 
 impl Problem {
@@ -132,6 +135,7 @@ impl Problem {
             message: message.into(),
             field: None,
             retry_after,
+            event_id: None,
         }
     }
 
@@ -149,13 +153,21 @@ impl Problem {
         self
     }
 
+    /// Says under which id the event is to be sent again.
+    #[must_use]
+    pub fn event_id(mut self, event_id: impl Into<String>) -> Self {
+        self.event_id = Some(event_id.into());
+        self
+    }
+
     /// The value of the `Retry-After` header: whole seconds, rounded up, at least 1.
     pub fn retry_after_seconds(&self) -> Option<u64> {
         self.retry_after
             .map(|after| (after.as_secs_f64().ceil() as u64).max(1))
     }
 
-    /// The JSON body of an HTTP refusal: `{"error":{"code":…,"message":…,"field":…,"retry_after_ms":…}}`.
+    /// The JSON body of an HTTP refusal: `{"error":{"code":…,"message":…,"field":…,"retry_after_ms":…,
+    /// "event_id":…}}`.
     pub fn to_json(&self) -> String {
         #[derive(Serialize)]
         struct Body<'a> {
@@ -169,6 +181,8 @@ impl Problem {
             field: Option<&'a str>,
             #[serde(skip_serializing_if = "Option::is_none")]
             retry_after_ms: Option<u64>,
+            #[serde(skip_serializing_if = "Option::is_none")]
+            event_id: Option<&'a str>,
         }
         let body = Body {
             error: Inner {
@@ -176,6 +190,7 @@ impl Problem {
                 message: &self.message,
                 field: self.field.as_deref(),
                 retry_after_ms: self.retry_after.map(|after| after.as_millis() as u64),
+                event_id: self.event_id.as_deref(),
             },
         };
         serde_json::to_string(&body).unwrap_or_else(|_| String::from("{\"error\":{}}"))
@@ -191,6 +206,8 @@ impl From<Problem> for tonic::Status {
 
 /// `google.rpc.Status` details, hand-declared: three messages do not justify a crate.
 mod rich {
+    use std::collections::BTreeMap;
+
     use prost::Message;
 
     use super::Problem;
@@ -219,6 +236,8 @@ mod rich {
         reason: String,
         #[prost(string, tag = "2")]
         domain: String,
+        #[prost(btree_map = "string, string", tag = "3")]
+        metadata: BTreeMap<String, String>,
     }
 
     #[derive(Clone, PartialEq, Message)]
@@ -247,6 +266,11 @@ mod rich {
         let info = ErrorInfo {
             reason: problem.code.as_str().to_owned(),
             domain: String::from("streamgauge"),
+            metadata: problem
+                .event_id
+                .iter()
+                .map(|id| (String::from("event_id"), id.clone()))
+                .collect(),
         };
         let mut details = vec![any("ErrorInfo", &info)];
         if let Some(after) = problem.retry_after {
@@ -291,7 +315,7 @@ mod tests {
     #[test]
     fn retryable_codes_map_to_statuses_that_clients_retry() {
         for code in ErrorCode::ALL {
-            let retried = matches!(code.http_status(), 408 | 429 | 503 | 504);
+            let retried = matches!(code.http_status(), 408 | 429 | 503);
             assert_eq!(code.is_retryable(), retried, "{code}");
             assert_eq!(
                 Problem::new(*code, "x").retry_after.is_some(),
@@ -319,5 +343,21 @@ mod tests {
         let details = status.details();
         let has = |needle: &[u8]| details.windows(needle.len()).any(|part| part == needle);
         assert!(has(b"rate_limited") && has(b"google.rpc.RetryInfo"));
+        assert!(!has(b"event_id"));
+    }
+
+    #[test]
+    fn the_id_to_retry_with_is_told_in_both_forms() {
+        let problem = Problem::new(ErrorCode::LogUnavailable, "no answer").event_id("e-1");
+        let json: serde_json::Value = serde_json::from_str(&problem.to_json()).unwrap();
+        assert_eq!(json["error"]["event_id"], "e-1");
+        let status: tonic::Status = problem.into();
+        let has = |needle: &[u8]| {
+            status
+                .details()
+                .windows(needle.len())
+                .any(|part| part == needle)
+        };
+        assert!(has(b"event_id") && has(b"e-1"));
     }
 }

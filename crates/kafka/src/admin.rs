@@ -97,7 +97,10 @@ async fn create(
     for (name, value) in &spec.config {
         topic = topic.set(name, value);
     }
-    let options = AdminOptions::new().operation_timeout(Some(kafka.request_timeout()));
+    // The one bounds how long the broker works on it, the other how long a broker is waited for that does not answer.
+    let options = AdminOptions::new()
+        .operation_timeout(Some(kafka.request_timeout()))
+        .request_timeout(Some(kafka.request_timeout()));
     for result in admin.create_topics([&topic], &options).await? {
         match result {
             Ok(_) | Err((_, RDKafkaErrorCode::TopicAlreadyExists)) => {}

@@ -27,6 +27,6 @@ pub use follower::Follower;
 pub use group::{GroupReader, Membership};
 pub use murmur2::murmur2_partition;
 pub use poller::Polled;
-pub use publisher::{Batch, BatchOutcome, Delivery, Publisher, Record};
+pub use publisher::{Batch, BatchOutcome, Delivery, Publisher, Pushed, Record};
 pub use reader::{LogReader, Watermarks};
 pub use stats::{BrokerStats, Stats, StatsSink};

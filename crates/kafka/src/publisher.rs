@@ -283,6 +283,17 @@ impl Client {
     }
 }
 
+/// What became of a push.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Pushed {
+    /// It waits to be sent.
+    Queued,
+    /// The queue is full; the next record may fit again.
+    Full,
+    /// The record itself cannot be sent.
+    Refused,
+}
+
 /// A batch that is being pushed.
 pub struct Batch {
     client: Arc<Client>,
@@ -292,8 +303,9 @@ pub struct Batch {
 }
 
 impl Batch {
-    /// Queues a record. A failure to queue is an outcome like any other, under its index.
-    pub fn push(&mut self, record: Record<'_>) {
+    /// Queues a record. A failure to queue is an outcome like any other, under its index; it is told at once as well,
+    /// for callers that must not queue what comes after it.
+    pub fn push(&mut self, record: Record<'_>) -> Pushed {
         let index = self.pushed;
         self.pushed += 1;
         self.pending.outstanding.fetch_add(1, Ordering::AcqRel);
@@ -303,9 +315,13 @@ impl Batch {
         });
         if let Err((error, record)) = self.client.producer.send(base_record(&record, ticket)) {
             let ticket = record.delivery_opaque;
-            ticket.batch.fail(index, PublishError::from(error));
+            let error = PublishError::from(error);
+            let full = error == PublishError::QueueFull;
+            ticket.batch.fail(index, error);
             ticket.batch.settle();
+            return if full { Pushed::Full } else { Pushed::Refused };
         }
+        Pushed::Queued
     }
 
     /// How many records were pushed.

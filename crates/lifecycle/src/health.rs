@@ -1,4 +1,4 @@
-//! Whether a service is alive and ready. Readiness is the conjunction of named conditions, each of which starts out
+//! Whether a service is ready. Readiness is the conjunction of named conditions, each of which starts out
 //! not ready and says why. Once a shutdown has begun a service never becomes ready again.
 
 use std::sync::Arc;
@@ -24,15 +24,11 @@ struct Inner {
 struct State {
     conditions: Vec<ConditionReport>,
     shutting_down: bool,
-    /// Why the service can only be restarted, once that is so.
-    dead: Option<String>,
 }
 
 impl State {
     fn ready(&self) -> bool {
-        !self.shutting_down
-            && self.dead.is_none()
-            && self.conditions.iter().all(|condition| condition.ready)
+        !self.shutting_down && self.conditions.iter().all(|condition| condition.ready)
     }
 }
 
@@ -41,7 +37,6 @@ pub struct HealthReport {
     pub service: &'static str,
     pub version: &'static str,
     pub ready: bool,
-    pub live: bool,
     pub shutting_down: bool,
     pub conditions: Vec<ConditionReport>,
 }
@@ -84,43 +79,24 @@ impl Health {
         })
     }
 
-    /// False once nothing but a restart can help.
-    pub fn live(&self) -> bool {
-        self.inner.state.lock().dead.is_none()
-    }
-
     pub fn ready(&self) -> bool {
         self.inner.state.lock().ready()
     }
 
     pub fn report(&self) -> HealthReport {
         let state = self.inner.state.lock();
-        let mut conditions = state.conditions.clone();
-        if let Some(reason) = &state.dead {
-            conditions.push(ConditionReport {
-                name: "live",
-                ready: false,
-                detail: reason.clone(),
-            });
-        }
         HealthReport {
             service: self.inner.service,
             version: env!("CARGO_PKG_VERSION"),
             ready: state.ready(),
-            live: state.dead.is_none(),
             shutting_down: state.shutting_down,
-            conditions,
+            conditions: state.conditions.clone(),
         }
     }
 
     /// Readiness goes down for good, so that traffic moves elsewhere while the service drains.
     pub fn shutting_down(&self) {
         self.update(|state| state.shutting_down = true);
-    }
-
-    /// Only a restart can help: `/livez` fails from now on.
-    pub fn dead(&self, reason: impl Into<String>) {
-        self.update(|state| state.dead = Some(reason.into()));
     }
 
     /// Follows readiness.
@@ -196,7 +172,7 @@ mod tests {
         assert!(health.ready());
         kafka.down("no broker answers");
         let report = health.report();
-        assert!(!report.ready && report.live);
+        assert!(!report.ready);
         assert_eq!(
             report.conditions[0],
             ConditionReport {
@@ -225,15 +201,7 @@ mod tests {
         health.shutting_down();
         condition.up();
         health.condition("later").up();
-        assert!(!health.ready() && health.live());
-    }
-
-    #[test]
-    fn the_dead_say_why() {
-        let health = Health::new("consumer");
-        health.dead("a worker stopped");
-        assert!(!health.live() && !health.ready());
-        assert_eq!(health.report().conditions[0].detail, "a worker stopped");
+        assert!(!health.ready());
     }
 
     #[tokio::test]

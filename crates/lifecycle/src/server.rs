@@ -1,5 +1,6 @@
-//! An HTTP/1.1 server that a bad client cannot wear out: heads must arrive in time, connections are bounded, and a
-//! shutdown waits for requests under way, but not forever. (`axum::serve` offers none of the three.)
+//! An HTTP/1.1 server that a bad client cannot wear out: heads must arrive in time, answers must be taken in time,
+//! connections are bounded, and a shutdown waits for requests under way, but not forever. (`axum::serve` offers none of
+//! these.)
 
 use std::io;
 use std::net::SocketAddr;
@@ -25,6 +26,7 @@ use tokio_util::task::TaskTracker;
 use tower::ServiceExt;
 
 use crate::Shutdown;
+use crate::connection::Connection;
 
 /// How much a server puts up with.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -32,6 +34,8 @@ use crate::Shutdown;
 pub struct HttpServerConfig {
     /// How long a client may take to send the head of a request; also how long an idle connection is kept.
     pub header_read_timeout_ms: u64,
+    /// How long a client may take nothing of an answer before its connection is cut.
+    pub write_timeout_ms: u64,
     /// Connections at once; those beyond are answered with 503 and closed.
     pub max_connections: usize,
     /// The largest head of a request, in bytes.
@@ -42,6 +46,7 @@ impl Default for HttpServerConfig {
     fn default() -> Self {
         HttpServerConfig {
             header_read_timeout_ms: 15_000,
+            write_timeout_ms: 30_000,
             max_connections: 4_096,
             max_header_bytes: 32 * 1024,
         }
@@ -78,27 +83,37 @@ pub async fn serve_http(
     deadline: Duration,
 ) -> io::Result<()> {
     let server = Server::new(router, &config, shutdown.clone());
+    while let Some((stream, peer)) = accept(&listener, &shutdown).await {
+        server.take(stream, peer);
+    }
+    drop(listener);
+    server.drain(deadline).await;
+    Ok(())
+}
+
+/// The next connection; none once the shutdown is raised.
+pub(crate) async fn accept(
+    listener: &TcpListener,
+    shutdown: &Shutdown,
+) -> Option<(TcpStream, SocketAddr)> {
     loop {
         let accepted = tokio::select! {
             accepted = listener.accept() => accepted,
-            () = shutdown.triggered() => break,
+            () = shutdown.triggered() => return None,
         };
         match accepted {
-            Ok((stream, peer)) => server.take(stream, peer),
+            Ok(accepted) => return Some(accepted),
             Err(error) if is_of_one_connection(&error) => {}
             Err(error) => {
                 // Out of file descriptors, most likely: give some time to come back.
                 tracing::error!(%error, "cannot accept connections");
                 tokio::select! {
-                    () = tokio::time::sleep(Duration::from_millis(250)) => {}
-                    () = shutdown.triggered() => break,
+                    () = tokio::time::sleep(ACCEPT_PAUSE) => {}
+                    () = shutdown.triggered() => return None,
                 }
             }
         }
     }
-    drop(listener);
-    server.drain(deadline).await;
-    Ok(())
 }
 
 fn is_of_one_connection(error: &io::Error) -> bool {
@@ -113,6 +128,7 @@ fn is_of_one_connection(error: &io::Error) -> bool {
 struct Server {
     router: Router,
     http: http1::Builder,
+    write_timeout: Duration,
     places: Arc<Semaphore>,
     /// Connections that are being turned away; these are bounded too.
     refusals: Arc<Semaphore>,
@@ -121,6 +137,9 @@ struct Server {
     /// Cuts what is left at the deadline.
     cut: CancellationToken,
 }
+
+/// The pause after a failure to accept that has nothing to do with the peer.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(250);
 
 const MAX_REFUSALS: usize = 256;
 const REFUSAL_LINGER: Duration = Duration::from_secs(1);
@@ -138,6 +157,7 @@ impl Server {
         Server {
             router,
             http,
+            write_timeout: Duration::from_millis(config.write_timeout_ms.max(1)),
             places: Arc::new(Semaphore::new(
                 config.max_connections.clamp(1, Semaphore::MAX_PERMITS),
             )),
@@ -158,8 +178,7 @@ impl Server {
             }
             return;
         };
-        // Answers are small and should leave at once.
-        let _ = stream.set_nodelay(true);
+        let stream = Connection::new(stream).write_timeout(self.write_timeout);
         let router = self.router.clone();
         let service = service_fn(move |request: Request<Incoming>| {
             let mut request = request.map(Body::new);

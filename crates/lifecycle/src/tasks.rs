@@ -11,6 +11,7 @@ use tokio::task::{Id, JoinError, JoinSet};
 use tokio::time::Instant;
 
 use crate::Shutdown;
+use crate::program::error_chain;
 
 pub type BoxError = Box<dyn Error + Send + Sync>;
 
@@ -24,17 +25,6 @@ pub enum Outcome {
     Failed { task: &'static str, error: BoxError },
     /// These tasks had not ended by the deadline.
     DeadlineExceeded { left: Vec<&'static str> },
-}
-
-impl Outcome {
-    /// 0 clean, 1 failed, 3 past the deadline (2 is what a wrong command line ends with).
-    pub fn exit_code(&self) -> u8 {
-        match self {
-            Outcome::Clean => 0,
-            Outcome::Failed { .. } => 1,
-            Outcome::DeadlineExceeded { .. } => 3,
-        }
-    }
 }
 
 /// A task that panicked, as an error.
@@ -113,7 +103,7 @@ impl Tasks {
         match result {
             Ok(()) => tracing::debug!(task, "task ended"),
             Err(error) => {
-                tracing::error!(task, error = %chain(&*error), "task failed; shutting down");
+                tracing::error!(task, error = %error_chain(&*error), "task failed; shutting down");
                 failed.get_or_insert((task, error));
                 self.shutdown.trigger();
             }
@@ -143,21 +133,6 @@ fn panicked(error: JoinError) -> BoxError {
     }
 }
 
-/// An error and its causes on one line.
-fn chain(error: &dyn Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        let cause_text = cause.to_string();
-        if !text.ends_with(&cause_text) {
-            text.push_str(": ");
-            text.push_str(&cause_text);
-        }
-        source = cause.source();
-    }
-    text
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -184,7 +159,6 @@ mod tests {
         shutdown.trigger();
         let outcome = waiting.await.unwrap();
         assert!(matches!(outcome, Outcome::Clean), "{outcome:?}");
-        assert_eq!(outcome.exit_code(), 0);
     }
 
     #[tokio::test(start_paused = true)]
@@ -212,7 +186,6 @@ mod tests {
         let mut tasks = Tasks::new(Shutdown::new());
         tasks.spawn("bad", async { panic!("on {}", "purpose") });
         let outcome = tasks.wait(DEADLINE).await;
-        assert_eq!(outcome.exit_code(), 1);
         match outcome {
             Outcome::Failed { task, error } => {
                 assert_eq!(
@@ -246,7 +219,6 @@ mod tests {
         let started = Instant::now();
         let outcome = tasks.wait(DEADLINE).await;
         assert_eq!(started.elapsed(), DEADLINE);
-        assert_eq!(outcome.exit_code(), 3);
         assert!(matches!(outcome, Outcome::DeadlineExceeded { left } if left == ["stuck"]));
         aborted.triggered().await;
     }

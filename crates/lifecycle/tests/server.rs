@@ -50,6 +50,7 @@ impl Running {
                 "/peer",
                 get(async |ConnectInfo(peer): ConnectInfo<SocketAddr>| peer.ip().to_string()),
             )
+            .route("/large", get(async || vec![b'x'; 64 << 20]))
             .route("/slow", get(slow));
         let shutdown = Shutdown::new();
         let server = tokio::spawn(serve_http(
@@ -211,4 +212,27 @@ async fn an_address_in_use_names_the_setting() {
         text.starts_with(&format!("http.listen: cannot listen on {addr}: ")),
         "{text}"
     );
+}
+
+#[tokio::test]
+async fn a_client_that_takes_nothing_of_its_answer_loses_its_place() {
+    let config = HttpServerConfig {
+        max_connections: 1,
+        write_timeout_ms: 200,
+        ..HttpServerConfig::default()
+    };
+    let running = Running::start(config, PATIENCE).await;
+    let mut stream = TcpStream::connect(running.addr).await.unwrap();
+    stream
+        .write_all(b"GET /large HTTP/1.1\r\nhost: x\r\n\r\n")
+        .await
+        .unwrap();
+    let others = async {
+        while running.get("/").await.unwrap().unwrap_or_default() != "hello" {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    tokio::time::timeout(PATIENCE, others).await.unwrap();
+    running.shutdown.trigger();
+    running.ended().await;
 }

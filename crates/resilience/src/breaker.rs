@@ -90,14 +90,6 @@ pub trait BreakerObserver: Send + Sync + 'static {
     fn transition(&self, name: &'static str, to: BreakerState);
 }
 
-/// An observer that looks away.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct IgnoreTransitions;
-
-impl BreakerObserver for IgnoreTransitions {
-    fn transition(&self, _name: &'static str, _to: BreakerState) {}
-}
-
 /// The breaker refuses calls for now.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
 #[error("the circuit breaker is open; retry in {} ms", retry_after.as_millis())]
@@ -681,7 +673,7 @@ mod tests {
                 open_min_ms: 0,
                 open_max_ms: 0,
             };
-            let breaker = Breaker::new("store", &config, Arc::new(IgnoreTransitions));
+            let breaker = Breaker::new("store", &config, Arc::new(Recorder::default()));
             breaker.failure();
             breaker.success();
         }

@@ -7,7 +7,5 @@ mod breaker;
 mod limiter;
 
 pub use backoff::{Backoff, BackoffConfig, retry};
-pub use breaker::{
-    Breaker, BreakerConfig, BreakerError, BreakerObserver, BreakerState, IgnoreTransitions, Open,
-};
+pub use breaker::{Breaker, BreakerConfig, BreakerError, BreakerObserver, BreakerState, Open};
 pub use limiter::{Limited, RateLimitConfig, RateLimiter};

@@ -75,6 +75,23 @@ impl<K: Hash + Eq + Clone> Buckets<K> {
             })
             .is_ok()
     }
+
+    /// What the bucket of a key holds: when it is full again. None for one that was never used.
+    fn peek(&self, key: &K) -> Option<Nanos> {
+        match self.by_key.get(key) {
+            Some(bucket) => look(&bucket),
+            None if self.len.load(Ordering::Relaxed) < self.max => None,
+            None => look(&self.shared),
+        }
+    }
+}
+
+/// Reads a bucket by a replacement that it is made to refuse, which leaves it as it was.
+fn look(bucket: &InMemoryState) -> Option<Nanos> {
+    bucket
+        .measure_and_replace(&NotKeyed::NonKey, Err::<((), Nanos), _>)
+        .err()
+        .flatten()
 }
 
 /// Shared between the governor, which decides, and the limiter, which counts and evicts.
@@ -110,12 +127,7 @@ impl<K: Hash + Eq + Clone> ShrinkableKeyedStateStore<K> for Store<K> {
     fn retain_recent(&self, drop_below: Nanos) {
         let mut dropped = 0;
         self.0.by_key.retain(|_, bucket| {
-            // It refuses every replacement, so looking at the bucket leaves it as it was.
-            let idle = bucket
-                .measure_and_replace(&NotKeyed::NonKey, Err::<((), Nanos), _>)
-                .err()
-                .flatten()
-                .is_none_or(|at| at <= drop_below);
+            let idle = look(bucket).is_none_or(|at| at <= drop_below);
             dropped += usize::from(idle);
             !idle
         });
@@ -142,6 +154,8 @@ struct Limit<K: Hash + Eq + Clone, C: Clock> {
     burst: NonZeroU32,
     /// The time in which an empty bucket fills up.
     refill: Duration,
+    /// The same without its first event.
+    refill_but_one: Duration,
     evict_interval: Duration,
     /// Milliseconds since the start at which keys were last evicted.
     evicted_ms: AtomicU64,
@@ -164,6 +178,7 @@ impl<K: Hash + Eq + Clone, C: Clock + Clone> Limit<K, C> {
             clock,
             burst,
             refill: Duration::from_secs_f64(f64::from(burst.get()) / f64::from(per_second.get())),
+            refill_but_one: quota.replenish_interval() * (burst.get() - 1),
             evict_interval: Duration::from_secs(config.evict_interval_s.max(1)),
             evicted_ms: AtomicU64::new(0),
         }
@@ -182,6 +197,15 @@ impl<K: Hash + Eq + Clone, C: Clock + Clone> Limit<K, C> {
                 exceeds_burst: true,
             }),
         }
+    }
+
+    /// How long the allowance of `key` stays empty; nothing is taken and no client is remembered for it.
+    fn exhausted(&self, key: &K) -> Option<Duration> {
+        let full_at = Duration::from(self.buckets.peek(key)?);
+        // One event passes from the moment on at which the bucket is all but one event from full.
+        let one_at = full_at.checked_sub(self.refill_but_one)?;
+        let now: Duration = self.clock.now().duration_since(self.start).into();
+        one_at.checked_sub(now).filter(|wait| !wait.is_zero())
     }
 
     /// One caller in each interval does the clearing out, in passing.
@@ -224,6 +248,11 @@ impl<K: Hash + Eq + Clone> RateLimiter<K> {
         }
     }
 
+    /// How long the allowance of `key` stays empty, so that nothing whatever would pass; none when something might.
+    pub fn exhausted(&self, key: &K) -> Option<Duration> {
+        self.limit.as_ref()?.exhausted(key)
+    }
+
     /// The most that one check can ever be granted; none when there is no limit.
     pub fn burst(&self) -> Option<u32> {
         self.limit.as_ref().map(|limit| limit.burst.get())
@@ -234,13 +263,6 @@ impl<K: Hash + Eq + Clone> RateLimiter<K> {
         self.limit
             .as_ref()
             .map_or(0, |limit| limit.buckets.len.load(Ordering::Relaxed))
-    }
-
-    /// Forgets the clients whose allowance is full again. Checks do so too, once in each interval.
-    pub fn evict(&self) {
-        if let Some(limit) = &self.limit {
-            limit.governor.retain_recent();
-        }
     }
 }
 
@@ -294,6 +316,26 @@ mod tests {
         assert!(take(&limit, "a", 5).is_err());
         clock.advance(Duration::from_millis(1));
         assert_eq!(take(&limit, "a", 5), Ok(()));
+    }
+
+    #[test]
+    fn an_empty_bucket_is_told_without_touching_it() {
+        let (limit, clock) = limit(10, 20, 1);
+        let exhausted = |key: &str| limit.exhausted(&key.to_owned());
+        assert_eq!(exhausted("a"), None, "nobody knows it");
+        assert_eq!(limit.buckets.len.load(Ordering::Relaxed), 0, "still");
+        assert_eq!(take(&limit, "a", 19), Ok(()));
+        assert_eq!(exhausted("a"), None, "one is left");
+        assert_eq!(take(&limit, "a", 1), Ok(()));
+        assert_eq!(exhausted("a"), Some(Duration::from_millis(100)));
+        assert_eq!(exhausted("b"), None, "another client is not touched");
+        assert_eq!(take(&limit, "b", 20), Ok(()));
+        assert!(exhausted("c").is_some(), "b and c share");
+        clock.advance(Duration::from_millis(99));
+        assert!(exhausted("a").is_some() && take(&limit, "a", 1).is_err());
+        clock.advance(Duration::from_millis(1));
+        assert_eq!(exhausted("a"), None);
+        assert_eq!(take(&limit, "a", 1), Ok(()));
     }
 
     #[test]

@@ -98,6 +98,9 @@ struct Kind {
 /// Event types of one batch that are told apart for its metrics; those beyond share the last place.
 const KINDS_MAX: usize = 32;
 
+/// What a refusal takes with its sentence, in bytes.
+const REJECTION_BYTES: usize = 256;
+
 /// One event of a request.
 #[derive(Debug)]
 pub enum Entry {
@@ -155,6 +158,14 @@ impl Batch {
             Entry::Ready(_) => None,
             Entry::Rejected(rejection) => Some(&**rejection),
         })
+    }
+
+    /// The memory that the batch takes, in bytes; of refusals, which vary, about.
+    pub fn memory(&self) -> usize {
+        let rejected = self.entries.len() - self.ready;
+        self.buffer.capacity()
+            + self.entries.capacity() * size_of::<Entry>()
+            + rejected * REJECTION_BYTES
     }
 
     pub fn len(&self) -> usize {

@@ -16,6 +16,7 @@ use http_body_util::BodyExt;
 use streamgauge_proto::{ErrorCode, Problem};
 use tokio::io::{AsyncRead, AsyncReadExt};
 
+use crate::admission::Room;
 use crate::config::Limits;
 
 /// How much is decompressed before other tasks get their turn, and read at a time.
@@ -73,14 +74,19 @@ impl Encoding {
     }
 }
 
-/// Reads the whole body and decompresses it.
-pub async fn read(body: Body, encoding: Encoding, limits: &Limits) -> Result<Bytes, Problem> {
+/// Reads the whole body and decompresses it, within the room that there is.
+pub async fn read(
+    body: Body,
+    encoding: Encoding,
+    limits: &Limits,
+    room: &Room,
+) -> Result<Bytes, Problem> {
     let max = limits.body_bytes_max;
     if body.size_hint().lower() > max as u64 {
         return Err(too_large("the body", "limits.body_bytes_max", max));
     }
     let timeout = Duration::from_millis(limits.body_timeout_ms);
-    let body = tokio::time::timeout(timeout, collect(body, max))
+    let body = tokio::time::timeout(timeout, collect(body, max, room))
         .await
         .map_err(|_| {
             let message = format!(
@@ -93,15 +99,16 @@ pub async fn read(body: Body, encoding: Encoding, limits: &Limits) -> Result<Byt
         // A body of identity coding has been measured already, but its own limit may be the lower one.
         Encoding::Identity if body.len() <= limits.decompressed_bytes_max => Ok(body),
         Encoding::Identity => Err(decompressed_too_large(limits)),
-        encoding => inflate(encoding, &body, limits).await,
+        encoding => inflate(encoding, &body, limits, room).await,
     }
 }
 
 /// Gathers the body; one that comes in a single piece is not copied.
-async fn collect(mut body: Body, max: usize) -> Result<Bytes, Problem> {
+async fn collect(mut body: Body, max: usize, room: &Room) -> Result<Bytes, Problem> {
     let Some(first) = next_piece(&mut body).await? else {
         return Ok(Bytes::new());
     };
+    room.grow(first.len())?;
     if body.is_end_stream() && first.len() <= max {
         return Ok(first);
     }
@@ -114,6 +121,7 @@ async fn collect(mut body: Body, max: usize) -> Result<Bytes, Problem> {
         }
         all.extend_from_slice(&bytes);
         piece = next_piece(&mut body).await?;
+        room.grow(piece.as_ref().map_or(0, Bytes::len))?;
     }
     Ok(all.into())
 }
@@ -131,14 +139,26 @@ async fn next_piece(body: &mut Body) -> Result<Option<Bytes>, Problem> {
     Ok(None)
 }
 
-async fn inflate(encoding: Encoding, compressed: &[u8], limits: &Limits) -> Result<Bytes, Problem> {
+async fn inflate(
+    encoding: Encoding,
+    compressed: &[u8],
+    limits: &Limits,
+    room: &Room,
+) -> Result<Bytes, Problem> {
     let max = limits.decompressed_bytes_max;
     // One byte more than allowed is enough to know.
     let mut reader = decoder(encoding, compressed).take(max as u64 + 1);
-    let mut plain = Vec::with_capacity(compressed.len().saturating_mul(4).min(max));
+    let mut plain = Vec::new();
+    let mut more = compressed.len().saturating_mul(4);
     let mut turn_ends = TURN_BYTES;
     loop {
-        plain.reserve(CHUNK_BYTES);
+        if plain.len() == plain.capacity() {
+            // Twice the size each time, so that little is copied, but not beyond what may come.
+            let add = more.max(CHUNK_BYTES).min(max + 1 - plain.len());
+            room.grow(add)?;
+            plain.reserve_exact(add);
+            more = plain.capacity();
+        }
         let read = reader.read_buf(&mut plain).await.map_err(|error| {
             let message = format!("the body is not {}: {error}", encoding.name());
             Problem::new(ErrorCode::MalformedBody, message).field("Content-Encoding")
@@ -205,9 +225,16 @@ mod tests {
     use async_compression::tokio::bufread::{
         BrotliEncoder, DeflateEncoder, GzipEncoder, ZlibEncoder, ZstdEncoder,
     };
+    use std::sync::Arc;
+
     use http::HeaderValue;
+    use streamgauge_resilience::RateLimitConfig;
+    use streamgauge_telemetry::Metrics;
 
     use super::*;
+    use crate::admission::Admission;
+    use crate::config::MetricsConfig;
+    use crate::metrics::ProducerMetrics;
 
     const CODINGS: [Encoding; 4] = [
         Encoding::Gzip,
@@ -242,9 +269,39 @@ mod tests {
     }
 
     async fn read_all(bytes: Vec<u8>, encoding: Encoding) -> Result<Bytes, ErrorCode> {
-        read(Body::from(bytes), encoding, &limits())
+        read(Body::from(bytes), encoding, &limits(), &room(usize::MAX))
             .await
             .map_err(|problem| problem.code)
+    }
+
+    fn room(bytes_max: usize) -> Room {
+        let limits = Limits {
+            in_flight_bytes_max: bytes_max,
+            ..Limits::default()
+        };
+        let metrics =
+            ProducerMetrics::register(&Metrics::new("producer"), &MetricsConfig::default());
+        let admission = Admission::new(&RateLimitConfig::default(), &limits, metrics);
+        Arc::new(admission).room(0).unwrap()
+    }
+
+    #[tokio::test]
+    async fn what_finds_no_room_is_refused_while_it_grows() {
+        let plain = vec![b' '; 500_000];
+        let compressed = compress(Encoding::Gzip, &plain).await;
+        for (bytes_max, fits) in [(1_000_000, true), (300_000, false)] {
+            let room = room(bytes_max);
+            let body = Body::from(compressed.clone());
+            let read = read(body, Encoding::Gzip, &limits(), &room).await;
+            match read {
+                Ok(body) => assert!(fits && body.len() == 500_000 && room.held() >= 500_000),
+                Err(problem) => assert_eq!((fits, problem.code), (false, ErrorCode::Overloaded)),
+            }
+        }
+        let pieces = (0..10).map(|_| Ok::<_, std::io::Error>(Bytes::from(vec![b' '; 1_000])));
+        let chunked = Body::from_stream(tokio_stream::iter(pieces));
+        let read = read(chunked, Encoding::Identity, &limits(), &room(5_000)).await;
+        assert_eq!(read.unwrap_err().code, ErrorCode::Overloaded);
     }
 
     #[tokio::test]
@@ -324,7 +381,7 @@ mod tests {
         );
         let pieces = (0..11).map(|_| Ok::<_, std::io::Error>(Bytes::from(vec![b' '; 10_000])));
         let chunked = Body::from_stream(tokio_stream::iter(pieces));
-        let problem = read(chunked, Encoding::Identity, &limits())
+        let problem = read(chunked, Encoding::Identity, &limits(), &room(usize::MAX))
             .await
             .unwrap_err();
         assert_eq!(problem.code, ErrorCode::BodyTooLarge);
@@ -334,7 +391,7 @@ mod tests {
     #[tokio::test]
     async fn a_body_that_stalls_times_out() {
         let stalled = Body::from_stream(tokio_stream::pending::<Result<Bytes, std::io::Error>>());
-        let problem = read(stalled, Encoding::Identity, &limits())
+        let problem = read(stalled, Encoding::Identity, &limits(), &room(usize::MAX))
             .await
             .unwrap_err();
         assert_eq!(problem.code, ErrorCode::BodyTimeout);

@@ -1,6 +1,7 @@
 //! `POST /ingest` and `POST /activity`, for clients that know those shapes and no verdicts.
 //!
-//! A single object is answered as a whole: 200 with its id, or a refusal. An array is answered with verdicts, as
+//! A single object is answered as a whole: 200 with its id, or a refusal, which names the id to retry with where the
+//! event may have been written nevertheless. An array is answered with verdicts, as
 //! `/v1/events` does.
 
 use axum::extract::{Request, State};
@@ -26,10 +27,10 @@ async fn simple(shared: &Shared, request: Request, name: &'static str, shape: Sh
         request,
         name,
         async |shared: &Shared, request, trace| {
-            let (outcome, head, single) = submit::submit(shared, request, shape, trace).await?;
-            let alone = outcome.verdicts().next().filter(|_| single);
-            let Some(verdict) = alone else {
-                return Ok(submit::answer(&outcome, head.query.failed_only));
+            let submitted = submit::submit(shared, request, shape, trace).await?;
+            let first = submitted.outcome.verdicts().next();
+            let Some(verdict) = first.filter(|_| submitted.single) else {
+                return Ok(submitted.answer());
             };
             match verdict.problem() {
                 Some(problem) => Err(problem),

@@ -11,9 +11,11 @@ use streamgauge_kafka::{FetchConfig, KafkaConfig, LogReader};
 use streamgauge_lifecycle::{Shutdown, SystemClock};
 use streamgauge_producer::{Config, Deps, Error, bind, run};
 use streamgauge_proto::v1::Event;
+use streamgauge_proto::v1::SubmittedEvent;
 use streamgauge_telemetry::{FinishedSpans, Metrics, Telemetry};
 use tempfile::TempDir;
 use tokio::task::JoinHandle;
+use tonic::transport::Channel;
 
 pub const PARTITIONS: i32 = 3;
 pub const TOPIC: &str = "analytics-events";
@@ -117,6 +119,12 @@ impl Producer {
 
     pub fn url(&self, path: &str) -> String {
         format!("http://{}{path}", self.http)
+    }
+
+    /// A connection to its gRPC door.
+    pub async fn channel(&self) -> Channel {
+        let endpoint = Channel::from_shared(format!("http://{}", self.grpc)).unwrap();
+        endpoint.connect().await.unwrap()
     }
 
     pub async fn get(&self, path: &str) -> Answer {
@@ -249,6 +257,15 @@ async fn answer(request: reqwest::RequestBuilder) -> Answer {
         status,
         headers,
         text: response.text().await.unwrap(),
+    }
+}
+
+/// An event as a message.
+pub fn message(user_id: &str) -> SubmittedEvent {
+    SubmittedEvent {
+        user_id: user_id.to_owned(),
+        event_type: "x".to_owned(),
+        ..SubmittedEvent::default()
     }
 }
 

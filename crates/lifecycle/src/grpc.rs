@@ -1,0 +1,150 @@
+//! What every gRPC server has beside its own services: the standard health service, reflection, connections that are
+//! bounded, and an end that comes in time.
+
+use std::future::Future;
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures::Stream;
+use futures::stream;
+use thiserror::Error;
+use tokio::net::TcpListener;
+use tokio::sync::Semaphore;
+use tokio::task::JoinHandle;
+use tonic::service::Routes;
+use tonic_health::ServingStatus;
+use tonic_health::server::HealthReporter;
+
+use crate::connection::Connection;
+use crate::server::accept;
+use crate::{Health, Shutdown};
+
+/// The descriptors of the services, which are part of the program, could not be read.
+#[derive(Debug, Error)]
+#[error("gRPC reflection could not be set up")]
+pub struct ReflectionError(#[from] tonic_reflection::server::Error);
+
+/// The standard health service and reflection, in both its versions.
+#[derive(Debug)]
+pub struct GrpcOps {
+    routes: Routes,
+    reporting: JoinHandle<()>,
+}
+
+impl GrpcOps {
+    /// The health service says of every one of `services`, and of the server as a whole, what readiness says. From
+    /// the shutdown on it knows none of them, which ends the watches on them: a graceful end waits for every stream,
+    /// and a watch never ends by itself.
+    pub fn start(
+        health: Health,
+        services: &[&'static str],
+        descriptors: &[&'static [u8]],
+        shutdown: Shutdown,
+    ) -> Result<Self, ReflectionError> {
+        let reflection = || {
+            let known = tonic_reflection::server::Builder::configure()
+                .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET);
+            descriptors.iter().fold(known, |known, descriptors| {
+                known.register_encoded_file_descriptor_set(descriptors)
+            })
+        };
+        let (reporter, service) = tonic_health::server::health_reporter();
+        let routes = Routes::new(service)
+            .add_service(reflection().build_v1()?)
+            .add_service(reflection().build_v1alpha()?);
+        let names = std::iter::once("").chain(services.iter().copied());
+        let reporting = report(reporter, names.collect(), health, shutdown);
+        Ok(GrpcOps {
+            routes,
+            reporting: tokio::spawn(reporting),
+        })
+    }
+
+    /// The services, for a server to answer along with its own.
+    pub fn routes(&self) -> Routes {
+        self.routes.clone()
+    }
+
+    /// Runs the server and sees to its end: once the shutdown is raised there is `deadline` left, after which calls
+    /// that are still under way are given up. None then.
+    pub async fn serve<T>(
+        self,
+        server: impl Future<Output = T>,
+        shutdown: Shutdown,
+        deadline: Duration,
+    ) -> Option<T> {
+        let late = async {
+            shutdown.triggered().await;
+            tokio::time::sleep(deadline).await;
+        };
+        let served = tokio::select! {
+            served = server => Some(served),
+            () = late => None,
+        };
+        if served.is_none() {
+            tracing::warn!("giving up gRPC calls that did not finish in time");
+        }
+        // A server that failed ends before the shutdown, and nobody asks after its health any more.
+        if shutdown.is_triggered() {
+            let _ = self.reporting.await;
+        } else {
+            self.reporting.abort();
+        }
+        served
+    }
+}
+
+async fn report(
+    mut reporter: HealthReporter,
+    names: Vec<&'static str>,
+    health: Health,
+    shutdown: Shutdown,
+) {
+    let mut ready = health.subscribe();
+    while !shutdown.is_triggered() {
+        let status = if *ready.borrow_and_update() {
+            ServingStatus::Serving
+        } else {
+            ServingStatus::NotServing
+        };
+        for name in &names {
+            reporter.set_service_status(name, status).await;
+        }
+        tokio::select! {
+            changed = ready.changed() => if changed.is_err() { break },
+            () = shutdown.triggered() => {}
+        }
+    }
+    for name in &names {
+        // A watch gives this last word and ends.
+        reporter
+            .set_service_status(name, ServingStatus::NotServing)
+            .await;
+        reporter.clear_service_status(name).await;
+    }
+}
+
+/// The connections that a gRPC server takes on: at most `max` at once, those beyond are closed at once. One from which
+/// nothing is heard for `silence` is cut off; keep-alive pings, sent more often, keep an idle but living one.
+pub fn grpc_incoming(
+    listener: TcpListener,
+    max: usize,
+    silence: Duration,
+    shutdown: Shutdown,
+) -> impl Stream<Item = std::io::Result<Connection>> + Send {
+    let places = Arc::new(Semaphore::new(max.clamp(1, Semaphore::MAX_PERMITS)));
+    stream::unfold((listener, places), move |(listener, places)| {
+        let shutdown = shutdown.clone();
+        async move {
+            loop {
+                let (stream, peer) = accept(&listener, &shutdown).await?;
+                let Ok(place) = Arc::clone(&places).try_acquire_owned() else {
+                    tracing::debug!(%peer, max, "too many gRPC connections");
+                    continue;
+                };
+                let connection = Connection::new(stream).read_timeout(silence).place(place);
+                return Some((Ok(connection), (listener, places)));
+            }
+        }
+    })
+}
