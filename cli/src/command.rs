@@ -33,6 +33,7 @@ Examples:
 
 Exit codes of every command: 0 done, or the answer is yes; 1 the answer is no (unhealthy, unbalanced,
 some rejected); 2 wrong use or settings; 3 a service cannot be reached; 4 cut off, partly done.
+With --json an error is one line of JSON on standard error: error, causes, exit_code.
 
 Colour is for terminals only; NO_COLOR switches it off.")]
 pub struct Cli {
@@ -75,9 +76,9 @@ pub async fn run(command: Command, output: &mut Output) -> Result<ExitCode, CliE
         Command::Config(args) => serve::config(&args, output)?,
         Command::Broker(args) => Box::pin(serve::broker(args, output)).await?,
         // The services have codes of their own.
-        Command::Producer(args) => return Ok(Box::pin(serve::producer(args)).await),
-        Command::Consumer(args) => return Ok(Box::pin(serve::consumer(args)).await),
-        Command::Analytics(args) => return Ok(Box::pin(serve::analytics(args)).await),
+        Command::Producer(args) => return Box::pin(serve::producer(args, output)).await,
+        Command::Consumer(args) => return Box::pin(serve::consumer(args, output)).await,
+        Command::Analytics(args) => return Box::pin(serve::analytics(args, output)).await,
     };
     Ok(exit.into())
 }

@@ -2,6 +2,7 @@
 //! `streamgauge up` writes, or at the default ports of this machine, in that order.
 
 use std::{
+    collections::BTreeSet,
     fs, io,
     net::SocketAddr,
     path::{Path, PathBuf},
@@ -164,6 +165,37 @@ impl EndpointArgs {
     }
 }
 
+impl EndpointArgs {
+    /// The names by which the import journal knows the system behind the producer: the address in
+    /// use and, where both come from the same place, that of the other protocol. So it is the same
+    /// system over HTTP and gRPC, and an address that nobody gave never stands for another system.
+    pub fn system(&self, endpoints: &Endpoints, over_http: bool) -> BTreeSet<String> {
+        let (used, other) = match over_http {
+            true => (&endpoints.producer_http, &endpoints.producer_grpc),
+            false => (&endpoints.producer_grpc, &endpoints.producer_http),
+        };
+        let same_origin = self.producer_http.is_some() == self.producer_grpc.is_some();
+        let names = [Some(used), same_origin.then_some(other)];
+        names
+            .into_iter()
+            .flatten()
+            .map(|address| normal(address))
+            .collect()
+    }
+}
+
+/// One spelling for the many of this machine's own addresses.
+fn normal(address: &str) -> String {
+    let address = address.to_ascii_lowercase();
+    let Some((host, port)) = address.rsplit_once(':') else {
+        return address;
+    };
+    match host {
+        "localhost" | "0.0.0.0" | "[::1]" | "[::]" => format!("127.0.0.1:{port}"),
+        _ => address,
+    }
+}
+
 /// People write `http://host:port/` as well.
 fn host_port(text: &str) -> String {
     text.trim()
@@ -221,6 +253,30 @@ mod tests {
         let defaults = EndpointArgs::default().resolve().expect("resolved");
         assert_eq!(defaults.producer_grpc, "127.0.0.1:50051");
         assert_eq!(defaults.brokers, "127.0.0.1:9092");
+    }
+
+    #[test]
+    fn a_system_is_the_same_over_both_protocols() {
+        let system = |http: Option<&str>, grpc: Option<&str>, over_http| {
+            let args = EndpointArgs {
+                producer_http: http.map(str::to_owned),
+                producer_grpc: grpc.map(str::to_owned),
+                ..EndpointArgs::default()
+            };
+            let endpoints = args.resolve().expect("resolved");
+            args.system(&endpoints, over_http)
+        };
+        let usual = system(None, None, true);
+        assert_eq!(usual, system(None, None, false));
+        let spelled = system(Some("http://LOCALHOST:8081/"), None, true);
+        assert_eq!(spelled.len(), 1, "{spelled:?}");
+        assert!(!usual.is_disjoint(&spelled), "{usual:?} {spelled:?}");
+        let far = system(Some("far:8081"), None, true);
+        assert!(
+            usual.is_disjoint(&far),
+            "the address of gRPC was not given: {far:?}"
+        );
+        assert!(!far.is_disjoint(&system(Some("far:8081"), Some("far:50051"), false)));
     }
 
     #[test]

@@ -139,19 +139,28 @@ impl CliError {
     }
 }
 
-/// An error and its causes, one per line, each cause only once.
-pub fn describe(error: &dyn StdError) -> String {
-    let mut text = error.to_string();
-    let mut last = text.clone();
+/// The causes of an error, each only once.
+pub fn causes(error: &dyn StdError) -> Vec<String> {
+    let mut causes = Vec::new();
+    let mut last = error.to_string();
     let mut source = error.source();
     while let Some(cause) = source {
         let line = cause.to_string();
         if !last.contains(&line) {
-            // Writing to a String cannot fail.
-            let _ = write!(text, "\n  because {line}");
+            causes.push(line.clone());
             last = line;
         }
         source = cause.source();
+    }
+    causes
+}
+
+/// An error and its causes, one per line.
+pub fn describe(error: &dyn StdError) -> String {
+    let mut text = error.to_string();
+    for cause in causes(error) {
+        // Writing to a String cannot fail.
+        let _ = write!(text, "\n  because {cause}");
     }
     text
 }

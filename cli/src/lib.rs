@@ -18,6 +18,7 @@ mod progress_bar;
 pub mod query;
 pub mod send;
 pub mod serve;
+mod signals;
 mod submit;
 mod table;
 mod times;
@@ -25,17 +26,21 @@ pub mod up;
 
 use std::process::ExitCode;
 
-use clap::Parser;
+use clap::{Parser, error::ErrorKind};
+use serde_json::json;
 
 use crate::{
     command::Cli,
-    error::{CliError, Exit, describe},
+    error::{CliError, Exit, causes, describe},
     output::{Output, Paint},
 };
 
 /// Reads the command line, runs the command and says how it ended.
 pub fn main() -> ExitCode {
-    let cli = Cli::parse();
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => return misunderstood(&error),
+    };
     let mut output = Output::standard(cli.json);
     let runtime = match tokio::runtime::Builder::new_multi_thread()
         .enable_all()
@@ -61,7 +66,33 @@ fn complain(error: &CliError, output: &mut Output) -> Exit {
     if error.is_broken_pipe() {
         return Exit::Ok;
     }
+    let exit = error.exit();
     // Nobody is left to tell when this fails as well.
-    let _ = output.labelled(Paint::Red, "error", &describe(error));
-    error.exit()
+    let _ = if output.json() {
+        let code = exit as u8;
+        let document =
+            json!({"error": error.to_string(), "causes": causes(error), "exit_code": code});
+        output.note(document.to_string())
+    } else {
+        output.labelled(Paint::Red, "error", &describe(error))
+    };
+    exit
+}
+
+/// A command line that is not understood, or one that asks for help. The parser speaks for itself,
+/// except to a machine.
+fn misunderstood(error: &clap::Error) -> ExitCode {
+    let helps = matches!(
+        error.kind(),
+        ErrorKind::DisplayHelp
+            | ErrorKind::DisplayVersion
+            | ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand
+    );
+    let wants_json = std::env::args_os().any(|argument| argument == "--json");
+    if helps || !wants_json {
+        error.exit();
+    }
+    let message = error.to_string();
+    let message = message.trim().trim_start_matches("error: ");
+    complain(&CliError::usage(message), &mut Output::standard(true)).into()
 }

@@ -104,6 +104,17 @@ impl Output {
         self.out.flush()
     }
 
+    /// Settings as a file that their service reads; as JSON, one document.
+    ///
+    /// # Errors
+    /// When they cannot be written.
+    pub fn settings(&mut self, config: &impl Serialize) -> io::Result<()> {
+        if self.json {
+            return self.document(config);
+        }
+        self.line(streamgauge_settings::print(config).trim_end())
+    }
+
     /// A remark for the person who waits; never part of the result.
     ///
     /// # Errors

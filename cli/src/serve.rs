@@ -3,7 +3,7 @@
 use std::{process::ExitCode, time::Duration};
 
 use clap::{Args, Subcommand, ValueEnum};
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use streamgauge_broker::{Broker, BrokerConfig};
 use streamgauge_settings::ConfigArgs;
 use streamgauge_telemetry::TelemetryConfig;
@@ -86,18 +86,52 @@ impl Default for BrokerAloneConfig {
 }
 
 /// Runs the producer.
-pub async fn producer(args: ProducerArgs) -> ExitCode {
-    streamgauge_producer::main_with(args.config).await
+///
+/// # Errors
+/// When its settings are to be printed and cannot be.
+pub async fn producer(args: ProducerArgs, output: &mut Output) -> Result<ExitCode, CliError> {
+    if args.config.print_config {
+        let prefix = streamgauge_producer::ENV_PREFIX;
+        return in_effect::<streamgauge_producer::Config>(&args.config, prefix, output);
+    }
+    Ok(streamgauge_producer::main_with(args.config).await)
 }
 
 /// Runs the consumer.
-pub async fn consumer(args: ConsumerArgs) -> ExitCode {
-    streamgauge_consumer::main_with(args.config).await
+///
+/// # Errors
+/// When its settings are to be printed and cannot be.
+pub async fn consumer(args: ConsumerArgs, output: &mut Output) -> Result<ExitCode, CliError> {
+    if args.config.print_config {
+        let prefix = streamgauge_consumer::ENV_PREFIX;
+        return in_effect::<streamgauge_consumer::Config>(&args.config, prefix, output);
+    }
+    Ok(streamgauge_consumer::main_with(args.config).await)
 }
 
 /// Runs analytics.
-pub async fn analytics(args: AnalyticsArgs) -> ExitCode {
-    streamgauge_analytics::main_with(args.config).await
+///
+/// # Errors
+/// When its settings are to be printed and cannot be.
+pub async fn analytics(args: AnalyticsArgs, output: &mut Output) -> Result<ExitCode, CliError> {
+    if args.config.print_config {
+        let prefix = streamgauge_analytics::ENV_PREFIX;
+        return in_effect::<streamgauge_analytics::Config>(&args.config, prefix, output);
+    }
+    Ok(streamgauge_analytics::main_with(args.config).await)
+}
+
+/// Prints the settings that a service would run with.
+fn in_effect<T: Serialize + DeserializeOwned + Default>(
+    args: &ConfigArgs,
+    env_prefix: &'static str,
+    output: &mut Output,
+) -> Result<ExitCode, CliError> {
+    let config: T = args
+        .loader(env_prefix)
+        .load()
+        .map_err(|error| CliError::Settings(Box::new(error)))?;
+    Ok(show(&config, output)?.into())
 }
 
 /// Runs the embedded log.
@@ -111,7 +145,7 @@ pub async fn broker(args: BrokerArgs, output: &mut Output) -> Result<Exit, CliEr
         .load()
         .map_err(|error| CliError::Settings(Box::new(error)))?;
     if args.config.print_config {
-        output.line(streamgauge_settings::print(&config).trim_end())?;
+        output.settings(&config)?;
         return Ok(Exit::Ok);
     }
     let telemetry = streamgauge_telemetry::init("broker", "embedded", &config.telemetry)
@@ -183,10 +217,6 @@ pub fn config(args: &ConfigCommandArgs, output: &mut Output) -> Result<Exit, Cli
 }
 
 fn show(config: &impl Serialize, output: &mut Output) -> Result<Exit, CliError> {
-    if output.json() {
-        output.document(config)?;
-    } else {
-        output.line(streamgauge_settings::print(config).trim_end())?;
-    }
+    output.settings(config)?;
     Ok(Exit::Ok)
 }

@@ -17,7 +17,12 @@ use streamgauge_kafka::{FetchConfig, KafkaConfig, KafkaError, LogReader, admin};
 use streamgauge_proto::v1::{LedgerRequest, PartitionLedger};
 use streamgauge_settings::ConfigArgs;
 
-use self::{dead_letters::DeadLetters, fold::Fold, judge::PartitionFacts, report::Report};
+use self::{
+    dead_letters::DeadLetters,
+    fold::Fold,
+    judge::PartitionFacts,
+    report::{Compared, Report},
+};
 use crate::{
     client::Analytics,
     endpoints::{EndpointArgs, Endpoints},
@@ -35,13 +40,18 @@ use crate::{
 Examples:
   streamgauge audit
   streamgauge audit --brokers kafka1:9092,kafka2:9092 --json
+  streamgauge audit --no-store
   streamgauge audit --config audit.toml --set kafka.sasl_username=auditor
 
-Exit codes: 0 balanced; 1 broken; 2 wrong use; 3 the log does not answer.")]
+Exit codes: 0 balanced; 1 broken; 2 wrong use, or topics that are not there or do not match; 3 the log
+does not answer, or analytics does not, so that the store was not compared (--no-store accepts that).")]
 pub struct AuditArgs {
     /// Wait this long for analytics
     #[arg(long, value_name = "DURATION", default_value = "10s", value_parser = times::duration)]
     timeout: Duration,
+    /// Do not compare the store
+    #[arg(long)]
+    no_store: bool,
     #[command(flatten)]
     config: ConfigArgs,
     #[command(flatten)]
@@ -112,11 +122,15 @@ pub async fn run(args: AuditArgs, output: &mut Output) -> Result<Exit, CliError>
         .load()
         .map_err(|error| CliError::Settings(Box::new(error)))?;
     if args.config.print_config {
-        output.line(streamgauge_settings::print(&config))?;
+        output.settings(&config)?;
         return Ok(Exit::Ok);
     }
     // The store is asked first: then the log, which it follows, can only be further on.
-    let store = store_ledger(&endpoints, args.timeout).await;
+    let store = if args.no_store {
+        Store::LeftOut
+    } else {
+        store_ledger(&endpoints, args.timeout).await
+    };
     let brokers = config.kafka.brokers.clone();
     let report = Audit::new(config).map_err(|error| unreachable(&brokers, error))?;
     let report = report
@@ -127,24 +141,66 @@ pub async fn run(args: AuditArgs, output: &mut Output) -> Result<Exit, CliError>
     Ok(report.exit())
 }
 
-async fn store_ledger(
-    endpoints: &Endpoints,
-    timeout: Duration,
-) -> Result<Vec<PartitionLedger>, String> {
+async fn store_ledger(endpoints: &Endpoints, timeout: Duration) -> Store {
     let ask = async {
         let mut analytics = Analytics::connect(&endpoints.analytics_grpc, timeout).await?;
         let answer = analytics.calls.ledger(LedgerRequest {}).await;
         answer.map_err(|status| analytics.refused(status))
     };
-    ask.await
-        .map(|answer| answer.into_inner().partitions)
-        .map_err(|error| describe(&error))
+    match ask.await {
+        Ok(answer) => Store::Answered(answer.into_inner().partitions),
+        Err(error) => Store::Silent(describe(&error)),
+    }
 }
 
 fn unreachable(brokers: &str, error: KafkaError) -> CliError {
     match error {
         KafkaError::Config { .. } => CliError::Settings(Box::new(error)),
+        KafkaError::UnknownTopic(topic) => CliError::usage(format!(
+            "topic {topic} does not exist at {brokers}: set topics.events and topics.metrics to the names that the \
+             services use"
+        )),
+        KafkaError::PartitionMismatch {
+            topic,
+            found,
+            expected,
+        } => CliError::usage(format!(
+            "topic {topic} has {found} partitions and the events' topic has {expected}: topics.events and \
+             topics.metrics are not of one system, or one of them was made anew"
+        )),
         error => CliError::unreachable("the log", brokers, error),
+    }
+}
+
+/// What the store says.
+enum Store {
+    /// Its ledger, of the partitions that it has heard of.
+    Answered(Vec<PartitionLedger>),
+    /// Nothing; the reason.
+    Silent(String),
+    /// It is not asked.
+    LeftOut,
+}
+
+impl Store {
+    /// A partition that a store does not mention is one of which it has applied nothing.
+    fn partition(&self, partition: i32) -> Option<PartitionLedger> {
+        let Self::Answered(rows) = self else {
+            return None;
+        };
+        let row = rows.iter().find(|row| row.partition == partition);
+        Some(row.cloned().unwrap_or(PartitionLedger {
+            partition,
+            ..PartitionLedger::default()
+        }))
+    }
+
+    fn compared(&self) -> Compared {
+        match self {
+            Self::Answered(_) => Compared::Yes,
+            Self::Silent(reason) => Compared::No(reason.clone()),
+            Self::LeftOut => Compared::LeftOut,
+        }
     }
 }
 
@@ -161,17 +217,13 @@ impl Audit {
 
     /// Batches before dead letters, dead letters before the ends of the source: each is written
     /// before what was read before it, so that nothing seems to be lacking that is only late.
-    async fn run(&self, store: Result<Vec<PartitionLedger>, String>) -> Result<Report, KafkaError> {
+    async fn run(&self, store: Store) -> Result<Report, KafkaError> {
         let partitions = self.partitions().await?;
         let bar = progress_bar::counting("records");
         let mut folds = Vec::new();
         for partition in 0..partitions {
-            let known = store.as_ref().ok();
-            let known = known.and_then(|all| all.iter().find(|row| row.partition == partition));
-            folds.push(
-                self.fold(partition, known.map(|row| row.head), &bar)
-                    .await?,
-            );
+            let store_head = store.partition(partition).map(|row| row.head);
+            folds.push(self.fold(partition, store_head, &bar).await?);
         }
         let letters = self.dead_letters(&bar).await?;
         let mut facts = Vec::new();
@@ -186,11 +238,7 @@ impl Audit {
                 source_low: source.low,
                 source_high: source.high,
                 dead_letters: letters.within(partition, base, head),
-                store: store
-                    .as_ref()
-                    .ok()
-                    .and_then(|all| all.iter().find(|row| row.partition == partition))
-                    .cloned(),
+                store: store.partition(partition),
                 fold,
             });
         }
@@ -199,7 +247,7 @@ impl Audit {
             facts,
             dead_letters_unknown: letters.incomplete,
             dead_letters_foreign: letters.foreign,
-            store_unknown: store.err(),
+            store: store.compared(),
         })
     }
 
@@ -279,5 +327,41 @@ impl Audit {
                 .await?;
         }
         Ok(letters)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_partition_that_the_store_does_not_mention_stands_at_its_beginning() {
+        let row = PartitionLedger {
+            partition: 1,
+            head: 7,
+            ..PartitionLedger::default()
+        };
+        let store = Store::Answered(vec![row]);
+        let head = |store: &Store, partition| store.partition(partition).map(|row| row.head);
+        assert_eq!((head(&store, 1), head(&store, 2)), (Some(7), Some(0)));
+        assert_eq!(head(&Store::LeftOut, 1), None);
+    }
+
+    #[test]
+    fn topics_that_do_not_fit_are_wrong_use() {
+        let unknown = unreachable("h:1", KafkaError::UnknownTopic(String::from("events")));
+        assert_eq!(unknown.exit(), Exit::Usage);
+        assert!(
+            unknown.to_string().contains("topic events does not exist"),
+            "{unknown}"
+        );
+        let mismatch = KafkaError::PartitionMismatch {
+            topic: String::from("metrics"),
+            found: 3,
+            expected: 4,
+        };
+        let mismatch = unreachable("h:1", mismatch);
+        assert_eq!(mismatch.exit(), Exit::Usage);
+        assert!(mismatch.to_string().contains("metrics has 3"), "{mismatch}");
     }
 }

@@ -12,6 +12,17 @@ use crate::{
     table::{Align, Table, whole},
 };
 
+/// Whether the store was held against the log.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Compared {
+    /// It was.
+    Yes,
+    /// It did not answer; the reason.
+    No(String),
+    /// Nobody wanted it to be.
+    LeftOut,
+}
+
 /// The end of an audit.
 pub struct Report {
     /// Per partition.
@@ -20,8 +31,8 @@ pub struct Report {
     pub dead_letters_unknown: Option<String>,
     /// Records in the dead-letter topic that name no source in this system.
     pub dead_letters_foreign: u64,
-    /// Why the store was not compared.
-    pub store_unknown: Option<String>,
+    /// Whether the store was compared.
+    pub store: Compared,
 }
 
 #[derive(Serialize)]
@@ -176,10 +187,29 @@ impl Report {
 
     /// How the command ends.
     pub fn exit(&self) -> Exit {
-        if self.breaks().is_empty() {
-            Exit::Ok
-        } else {
-            Exit::No
+        match &self.store {
+            _ if !self.breaks().is_empty() => Exit::No,
+            Compared::No(_) => Exit::Unreachable,
+            Compared::Yes | Compared::LeftOut => Exit::Ok,
+        }
+    }
+
+    /// Why the store was not compared.
+    fn store_not_compared(&self) -> Option<&str> {
+        match &self.store {
+            Compared::Yes => None,
+            Compared::No(reason) => Some(reason),
+            Compared::LeftOut => Some("--no-store was given"),
+        }
+    }
+
+    /// The last word, where nothing is broken.
+    fn verdict(&self, output: &Output) -> String {
+        match &self.store {
+            Compared::Yes => output.paint(Paint::Green, "balanced"),
+            Compared::No(_) | Compared::LeftOut => {
+                output.paint(Paint::Yellow, "balanced, store not compared")
+            }
         }
     }
 
@@ -198,8 +228,7 @@ impl Report {
         output.line(self.total().equation())?;
         let breaks = self.breaks();
         if breaks.is_empty() {
-            let balanced = output.paint(Paint::Green, "balanced");
-            output.line(balanced)?;
+            output.line(self.verdict(output))?;
         }
         for found in &breaks {
             let broken = output.paint(Paint::Red, &found.to_string());
@@ -235,7 +264,7 @@ impl Report {
                 "{count} records in the dead-letter topic name no source here."
             ))?;
         }
-        match &self.store_unknown {
+        match self.store_not_compared() {
             Some(reason) => output.note(format!("The store was not compared: {reason}.")),
             None => Ok(()),
         }
@@ -297,7 +326,7 @@ impl Report {
             total: self.total(),
             breaks: breaks.iter().map(BreakView::from).collect(),
             dead_letters_not_compared: self.dead_letters_unknown.as_deref(),
-            store_not_compared: self.store_unknown.as_deref(),
+            store_not_compared: self.store_not_compared(),
         }
     }
 }
@@ -344,7 +373,7 @@ mod tests {
             facts: vec![facts],
             dead_letters_unknown: None,
             dead_letters_foreign: 0,
-            store_unknown: None,
+            store: Compared::Yes,
         }
     }
 
@@ -369,10 +398,25 @@ mod tests {
     }
 
     #[test]
+    fn books_without_the_store_say_that_it_is_lacking() {
+        let mut report = report();
+        report.facts[0].store = None;
+        report.store = Compared::No(String::from("cannot reach analytics"));
+        assert_eq!(report.exit(), Exit::Unreachable);
+        let text = print(&report, false);
+        assert!(text.contains("balanced, store not compared"), "{text}");
+        assert!(text.contains("cannot reach analytics"), "{text}");
+        report.store = Compared::LeftOut;
+        assert_eq!(report.exit(), Exit::Ok);
+        let json: serde_json::Value = serde_json::from_str(&print(&report, true)).expect("JSON");
+        assert_eq!(json["store_not_compared"], "--no-store was given");
+    }
+
+    #[test]
     fn books_that_do_not_say_where() {
         let mut report = report();
         report.facts[0].dead_letters = Some(1);
-        report.store_unknown = Some(String::from("cannot reach analytics"));
+        report.store = Compared::No(String::from("cannot reach analytics"));
         assert_eq!(report.exit(), Exit::No);
         let text = print(&report, false);
         assert!(

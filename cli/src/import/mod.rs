@@ -5,16 +5,19 @@ mod identity;
 mod journal;
 mod mapping;
 mod pipeline;
+#[cfg(test)]
+mod pipeline_tests;
 mod progress;
 mod reconcile;
 mod records;
 mod report;
 mod source;
 
-use std::{path::PathBuf, time::Duration};
+use std::{collections::BTreeMap, path::PathBuf, time::Duration};
 
 use clap::Args;
 use indicatif::ProgressBar;
+use serde_json::json;
 
 use self::{
     identity::Identity,
@@ -33,6 +36,7 @@ use crate::{
     error::{CliError, Exit, describe},
     output::{Output, Paint},
     progress_bar,
+    signals::Signals,
     submit::{Deliverer, Protocol, RetryPolicy, SubmitArgs},
     times,
 };
@@ -46,6 +50,10 @@ const HISTORY_AGE: Duration = Duration::from_secs(6 * 86_400);
 /// Ids derive from the file's content and each record's position, so that a second import within
 /// the dedupe horizon is all duplicates and changes no figure. Beyond it the import journal
 /// refuses a file that is already in, unless --again is given, and resumes one that was cut off.
+/// A file that has grown is another file: all of it would count anew. Import files that are
+/// finished. What a file gains while it is imported is left out.
+///
+/// Ctrl-C waits for the events under way and notes where to go on; a second one does not wait.
 /// Events older than 6 days are submitted as history, exempt from the accepted age.
 #[derive(Clone, Debug, Args)]
 #[command(after_long_help = "\
@@ -55,7 +63,8 @@ Examples:
   streamgauge import --format csv --map user_id=customer,value=amount --constant event_type=purchase orders.csv
 
 Exit codes: 0 all in; 1 some records were unreadable or rejected, or the file is already in;
-2 wrong use; 3 the producer does not answer; 4 cut off (the same command resumes).")]
+2 wrong use, or the producer refuses (a credential, say); 3 the producer does not answer; 4 cut off
+(the same command resumes).")]
 pub struct ImportArgs {
     /// What the file is made of
     #[arg(long, value_enum)]
@@ -115,51 +124,68 @@ pub struct ImportArgs {
 /// When the input, the journal or the producer cannot be used.
 pub async fn run(args: ImportArgs, output: &mut Output) -> Result<Exit, CliError> {
     let endpoints = args.endpoints.resolve()?;
-    let mapping = args.mapping()?;
-    let source = Source::open(&args.file, args.spool_max_mib << 20)?;
-    let identity = Identity::new(source.content_hash()?, args.format, &mapping);
+    let options = args.read_options()?;
+    let mut source = Source::open(&args.file, args.spool_max_mib << 20)?;
+    let identity = Identity::new(source.content_hash()?, &options);
     let journal = Journal::at(args.journal.clone().unwrap_or_else(Journal::default_path))?;
 
     let mut ledger = LedgerView::open(&endpoints, &args).await;
-    let key = identity.journal_key(args.submit.address(&endpoints, Protocol::Grpc));
+    let over_http = args.submit.protocol(Protocol::Grpc) == Protocol::Http;
+    let started_us = times::now_us();
     let mut entry = Entry {
-        key,
+        key: identity.journal_key(),
+        system: args.endpoints.system(&endpoints, over_http),
         name: source.name().to_owned(),
-        started_us: times::now_us(),
-        updated_us: times::now_us(),
+        started_us,
+        updated_us: started_us,
         complete: false,
         progress: Progress::default(),
-        heads: ledger.heads(),
+        ends: ledger.ends(),
     };
-    let known = journal.find(&entry.key)?;
-    let decision = decide(
-        known.as_ref(),
-        times::now_us(),
-        args.dedupe_horizon,
-        ledger.heads(),
-    );
+    let known = journal.find(&entry.key, &entry.system)?;
+    if let Some(known) = &known {
+        entry.system.extend(known.system.iter().cloned());
+    }
+    let decision = decide(known.as_ref(), started_us, args.dedupe_horizon, &entry.ends);
     if !args.prepare(&decision, &mut entry, &journal, output)? {
         return Ok(Exit::No);
     }
 
     let started = std::time::Instant::now();
     let name = source.name().to_owned();
-    let tally = args
-        .deliver(source, identity, mapping, &journal, &mut entry, &endpoints)
-        .await?;
     let was_in = entry.complete;
-    entry.complete |= tally.complete;
+    // From here on there is something to leave in order.
+    let mut signals = Signals::new()?;
+    let input = (source, identity, options);
+    let tally = args
+        .deliver(input, &journal, &mut entry, &endpoints, &mut signals)
+        .await?;
     let took = started.elapsed();
+    if let (Some(message), 0) = (&tally.refusal, tally.accepted) {
+        let (service, message) = ("the producer", message.clone());
+        return Err(CliError::Refused { service, message });
+    }
     if !tally.answered && tally.failed > 0 {
         let cause = tally.failure.unwrap_or_default();
         let address = args.submit.address(&endpoints, Protocol::Grpc);
         return Err(CliError::unreachable("the producer", address, cause));
     }
-    let outcome = ledger.difference(tally.accepted, args.wait).await;
-    entry.heads = ledger.heads();
-    if !was_in {
-        entry.updated_us = times::now_us();
-        journal.save(&entry)?;
+    let interrupted = || Err(String::from("interrupted"));
+    let outcome = if tally.aborted {
+        interrupted()
+    } else {
+        tokio::select! {
+            () = signals.next() => interrupted(),
+            outcome = ledger.difference(tally.accepted, args.wait) => outcome,
+        }
+    };
+    entry.ends = ledger.ends();
+    if was_in && tally.complete {
+        // All ids were renewed, none before this.
+        entry.started_us = started_us;
+    }
+    if !was_in || tally.complete {
+        keep(&journal, &mut entry)?;
     }
     Report {
         name,
@@ -170,7 +196,28 @@ pub async fn run(args: ImportArgs, output: &mut Output) -> Result<Exit, CliError
     .print(output)
 }
 
+/// Writes an import down, unless nothing of it is in: that is not one to resume or to refuse.
+fn keep(journal: &Journal, entry: &mut Entry) -> Result<(), CliError> {
+    entry.updated_us = times::now_us();
+    let progress = &entry.progress;
+    if progress.accepted == 0 && progress.uncertain() == 0 {
+        return journal.forget(entry);
+    }
+    journal.save(entry)
+}
+
 impl ImportArgs {
+    fn read_options(&self) -> Result<ReadOptions, CliError> {
+        let delimiter = u8::try_from(self.delimiter)
+            .map_err(|_| CliError::usage("--delimiter is one ASCII character"))?;
+        Ok(ReadOptions {
+            format: self.format,
+            mapping: self.mapping()?,
+            delimiter,
+            record_bytes_max: (self.record_max_kib as usize) << 10,
+        })
+    }
+
     fn mapping(&self) -> Result<Mapping, CliError> {
         let mapping = Mapping::parse(&self.map, &self.constant).map_err(CliError::Usage)?;
         if self.format == Format::Combined && !mapping.is_empty() {
@@ -196,8 +243,7 @@ impl ImportArgs {
             Decision::Emptied => {
                 output.note("This file was imported before, but the system holds less than then: importing it anew.")?;
             }
-            Decision::Recent { started_us } => {
-                entry.started_us = *started_us;
+            Decision::Recent => {
                 // What is in stays in, should this second import be cut off.
                 entry.complete = true;
                 output.note("This file was imported within the dedupe horizon: its events will be recognised as duplicates.")?;
@@ -210,7 +256,17 @@ impl ImportArgs {
                     times::show(*at_us),
                     journal.path().display()
                 );
-                output.labelled(Paint::Red, "refused", &text)?;
+                if output.json() {
+                    output.document(&json!({
+                        "input": entry.name,
+                        "refused": "already_in",
+                        "imported_at": times::show(*at_us),
+                        "journal": journal.path(),
+                        "message": text,
+                    }))?;
+                } else {
+                    output.labelled(Paint::Red, "refused", &text)?;
+                }
                 return Ok(false);
             }
             Decision::Resume {
@@ -238,22 +294,12 @@ impl ImportArgs {
 
     async fn deliver(
         &self,
-        source: Source,
-        identity: Identity,
-        mapping: Mapping,
+        (source, identity, options): (Source, Identity, ReadOptions),
         journal: &Journal,
         entry: &mut Entry,
         endpoints: &Endpoints,
+        signals: &mut Signals,
     ) -> Result<Tally, CliError> {
-        let delimiter = u8::try_from(self.delimiter)
-            .map_err(|_| CliError::usage("--delimiter is one ASCII character"))?;
-        let record_bytes_max = (self.record_max_kib as usize) << 10;
-        let options = ReadOptions {
-            format: self.format,
-            mapping,
-            delimiter,
-            record_bytes_max,
-        };
         let batching = BatchOptions {
             events_max: self.batch as usize,
             bytes_max: 512 << 10,
@@ -274,15 +320,22 @@ impl ImportArgs {
             entry,
             bar: progress_bar::counting("events"),
         };
-        let stop = streamgauge_lifecycle::signal();
+        let signals = signals.stream();
         let batch = self.batch as usize;
-        let result =
-            pipeline::deliver(input, deliverers, &mut progress, batch, &mut writer, stop).await;
+        let result = pipeline::deliver(
+            input,
+            deliverers,
+            &mut progress,
+            batch,
+            &mut writer,
+            signals,
+        )
+        .await;
         writer.bar.finish_and_clear();
+        entry.progress = progress;
         if !entry.complete {
-            entry.progress = progress;
-            entry.updated_us = times::now_us();
-            journal.save(entry)?;
+            entry.complete = result.as_ref().is_ok_and(|tally| tally.complete);
+            keep(journal, entry)?;
         }
         result
     }
@@ -336,8 +389,8 @@ impl LedgerView {
             let before = reconcile::before(&mut analytics).await?;
             Ok::<_, CliError>(Self::Open {
                 analytics,
+                latest: before.clone(),
                 before,
-                latest: before,
             })
         };
         connect
@@ -345,10 +398,11 @@ impl LedgerView {
             .unwrap_or_else(|error| Self::Closed(describe(&error)))
     }
 
-    fn heads(&self) -> Option<u64> {
+    /// Where the log ends, as far as is known.
+    fn ends(&self) -> BTreeMap<i32, i64> {
         match self {
-            Self::Open { latest, .. } => Some(latest.heads),
-            Self::Closed(_) => None,
+            Self::Open { latest, .. } => latest.ends.clone(),
+            Self::Closed(_) => BTreeMap::new(),
         }
     }
 

@@ -5,7 +5,7 @@
 
 use std::{collections::VecDeque, io, time::Duration};
 
-use futures::{StreamExt, stream::FuturesUnordered};
+use futures::{Stream, StreamExt, stream::FuturesUnordered};
 use prost::Message;
 use tokio::sync::mpsc;
 
@@ -54,6 +54,16 @@ pub enum History {
     Before(i64),
 }
 
+/// What the reading thread hands over. An end is said, so that a thread that died is not taken for
+/// one that is done.
+#[derive(Debug)]
+pub enum Read {
+    /// The next records.
+    Batch(ReadBatch),
+    /// There are no more.
+    End,
+}
+
 /// Records that are read, on their way.
 #[derive(Debug)]
 pub struct ReadBatch {
@@ -82,6 +92,8 @@ pub struct Tally {
     pub accepted: u64,
     /// Events that the producer refused.
     pub rejected: u64,
+    /// Events of requests that the producer refused as a whole; the events are not judged.
+    pub refused: u64,
     /// Events without an acknowledgement.
     pub failed: u64,
     /// Records that are no event.
@@ -95,9 +107,15 @@ pub struct Tally {
     /// Why the first event without an acknowledgement has none.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub failure: Option<String>,
+    /// Why the producer refused a request as a whole.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub refusal: Option<String>,
     /// Whether the producer ever answered.
     #[serde(skip)]
     pub answered: bool,
+    /// Whether it was cut short with events under way.
+    #[serde(skip)]
+    pub aborted: bool,
     /// Whether all of the input was read and settled.
     pub complete: bool,
 }
@@ -110,14 +128,14 @@ impl Tally {
     }
 }
 
-/// Starts the reading thread. The channel closes at the end of the input.
+/// Starts the reading thread.
 pub fn read_batches(
     source: Source,
     options: ReadOptions,
     batching: BatchOptions,
     identity: Identity,
     skip: Progress,
-) -> mpsc::Receiver<Result<ReadBatch, io::Error>> {
+) -> mpsc::Receiver<io::Result<Read>> {
     let (sender, receiver) = mpsc::channel(QUEUE_BATCHES);
     tokio::task::spawn_blocking(move || {
         let mut reader = Reader {
@@ -132,10 +150,8 @@ pub fn read_batches(
             .map_err(io::Error::other)
             .and_then(|bytes| Records::new(bytes, options))
             .and_then(|records| reader.run(records, &sender));
-        if let Err(error) = ended {
-            // The receiver may be gone: the import was cut off.
-            let _ = sender.blocking_send(Err(error));
-        }
+        // The receiver may be gone: the import was cut off.
+        let _ = sender.blocking_send(ended.map(|()| Read::End));
     });
     receiver
 }
@@ -148,7 +164,7 @@ struct Reader {
     open: Option<(ReadBatch, usize)>,
 }
 
-type Sender = mpsc::Sender<Result<ReadBatch, io::Error>>;
+type Sender = mpsc::Sender<io::Result<Read>>;
 
 impl Reader {
     fn run(&mut self, records: Records, sender: &Sender) -> io::Result<()> {
@@ -205,7 +221,7 @@ impl Reader {
     /// Sends the open batch; false when nobody takes it.
     fn flush(&mut self, sender: &Sender) -> bool {
         match self.open.take() {
-            Some((batch, _)) => sender.blocking_send(Ok(batch)).is_ok(),
+            Some((batch, _)) => sender.blocking_send(Ok(Read::Batch(batch))).is_ok(),
             None => true,
         }
     }
@@ -235,17 +251,18 @@ pub trait Observer {
     fn settled(&mut self, events: u64);
 }
 
-/// Delivers batches until the input ends, an event finds no acknowledgement, or `stop` completes.
+/// Delivers batches until the input ends, an event finds no acknowledgement, a request is refused,
+/// or `signals` yields: what is under way then is waited for, unless it yields again.
 ///
 /// # Errors
 /// When the input cannot be read on, or the journal cannot be written.
 pub async fn deliver(
-    mut input: mpsc::Receiver<Result<ReadBatch, io::Error>>,
+    mut input: mpsc::Receiver<io::Result<Read>>,
     deliverers: Vec<Deliverer>,
     progress: &mut Progress,
     batch_events_max: usize,
     observer: &mut dyn Observer,
-    stop: impl Future<Output = ()>,
+    signals: impl Stream<Item = ()>,
 ) -> Result<Tally, CliError> {
     let stride = batch_events_max as u64;
     let mut tally = Tally::default();
@@ -255,22 +272,33 @@ pub async fn deliver(
     let mut ended = false;
     let mut next = progress.done;
     let mut failure = None;
-    tokio::pin!(stop);
-    // The stop signal may never come: it must not keep the loop alive.
+    let mut unsettled_to = 0;
+    tokio::pin!(signals);
+    // A signal may never come: it must not keep the loop alive.
     while !under_way.is_empty() || (!stopped && !ended) {
         let in_window = next.saturating_sub(progress.done) < WINDOW_BATCHES * stride;
         tokio::select! {
-            () = &mut stop, if !stopped => stopped = true,
+            Some(()) = signals.next() => {
+                tally.aborted = std::mem::replace(&mut stopped, true);
+                if tally.aborted {
+                    break;
+                }
+            }
             batch = input.recv(), if !stopped && !ended && in_window && !free.is_empty() => {
                 let batch = match batch {
-                    Some(Ok(batch)) => batch,
+                    Some(Ok(Read::Batch(batch))) => batch,
+                    Some(Ok(Read::End)) => {
+                        ended = true;
+                        continue;
+                    }
                     Some(Err(error)) => {
                         failure = Some(error);
                         stopped = true;
                         continue;
                     }
                     None => {
-                        ended = true;
+                        failure = Some(io::Error::other("the thread that reads it ended early"));
+                        stopped = true;
                         continue;
                     }
                 };
@@ -285,17 +313,26 @@ pub async fn deliver(
             }
             Some((deliverer, batch, delivered)) = under_way.next(), if !under_way.is_empty() => {
                 free.push_back(deliverer);
-                let settled = settle(&mut tally, &batch, delivered);
-                stopped |= !settled;
-                if settled {
-                    progress.settle(batch.from, batch.to);
+                match settle(&mut tally, &batch, delivered) {
+                    Settled::Wholly { accepted } => {
+                        progress.accepted += accepted;
+                        progress.settle(batch.from, batch.to);
+                    }
+                    Settled::NotInTheLog => stopped = true,
+                    Settled::Unknown => {
+                        stopped = true;
+                        unsettled_to = unsettled_to.max(batch.to);
+                    }
                 }
                 observer.settled(batch.to - batch.from);
             }
         }
     }
-    progress.release();
-    tally.complete = ended && tally.failed == 0;
+    // What is still under way may be in the log: it stays reserved.
+    if !tally.aborted {
+        progress.release(unsettled_to);
+    }
+    tally.complete = ended && !tally.aborted && tally.failed + tally.refused == 0;
     match failure {
         Some(error) => Err(input_error(error)),
         None => Ok(tally),
@@ -323,8 +360,21 @@ async fn deliver_one(deliverer: Deliverer, batch: ReadBatch) -> (Deliverer, Read
     (deliverer, batch, delivered)
 }
 
-/// Counts a batch; false when an event of it has no acknowledgement.
-fn settle(tally: &mut Tally, batch: &ReadBatch, delivered: Delivered) -> bool {
+/// What is known of a batch when it is back.
+enum Settled {
+    /// Each event has its verdict.
+    Wholly {
+        /// So many were taken.
+        accepted: u64,
+    },
+    /// Refused as a whole at the first attempt.
+    NotInTheLog,
+    /// Some events may be in the log.
+    Unknown,
+}
+
+/// Counts a batch.
+fn settle(tally: &mut Tally, batch: &ReadBatch, delivered: Delivered) -> Settled {
     tally.read += batch.to - batch.from;
     tally.retried += delivered.retried;
     tally.answered |= delivered.answered;
@@ -335,20 +385,32 @@ fn settle(tally: &mut Tally, batch: &ReadBatch, delivered: Delivered) -> bool {
     for note in &batch.unreadable {
         tally.note(note.line, note.reason.clone());
     }
-    let mut settled = true;
+    let mut accepted = 0;
+    let (mut refused, mut failed) = (0, 0);
     for (line, fate) in batch.lines.iter().zip(delivered.fates) {
         match fate {
-            Fate::Accepted => tally.accepted += 1,
+            Fate::Accepted => accepted += 1,
             Fate::Rejected(reason) => {
                 tally.rejected += 1;
                 tally.note(*line, format!("{} ({})", reason.message, reason.code));
             }
+            Fate::Refused(reason) => {
+                refused += 1;
+                let reason = format!("{} ({})", reason.message, reason.code);
+                tally.refusal.get_or_insert(reason);
+            }
             Fate::Failed(reason) => {
-                tally.failed += 1;
+                failed += 1;
                 tally.failure.get_or_insert(reason.message);
-                settled = false;
             }
         }
     }
-    settled
+    tally.accepted += accepted;
+    tally.refused += refused;
+    tally.failed += failed;
+    match refused + failed {
+        0 => Settled::Wholly { accepted },
+        all if all == refused && accepted == 0 && delivered.retried == 0 => Settled::NotInTheLog,
+        _ => Settled::Unknown,
+    }
 }

@@ -14,6 +14,9 @@ pub struct Progress {
     pub beyond: BTreeMap<u64, u64>,
     /// Records below this ordinal may have been submitted.
     pub reserved: u64,
+    /// Events acknowledged, as far as is known.
+    #[serde(default)]
+    pub accepted: u64,
 }
 
 impl Progress {
@@ -50,10 +53,11 @@ impl Progress {
             .saturating_sub(settled)
     }
 
-    /// Nothing is under way: what is not settled was never submitted.
-    pub fn release(&mut self) {
+    /// Nothing is under way: what is not settled was never submitted, except for what lies below
+    /// `unsettled_to`, whose fate is not known.
+    pub fn release(&mut self, unsettled_to: u64) {
         let last = self.beyond.last_key_value().map_or(0, |(_, to)| *to);
-        self.reserved = self.done.max(last);
+        self.reserved = self.done.max(last).max(unsettled_to);
     }
 }
 
@@ -76,6 +80,21 @@ mod tests {
         progress.settle(0, 20);
         assert_eq!((progress.done, progress.uncertain()), (40, 10));
         assert!(progress.beyond.is_empty());
+    }
+
+    #[test]
+    fn what_is_released_is_what_never_went_out() {
+        let mut progress = Progress {
+            reserved: 500,
+            ..Progress::default()
+        };
+        progress.settle(0, 10);
+        progress.settle(20, 30);
+        let mut all_settled = progress.clone();
+        all_settled.release(0);
+        assert_eq!((all_settled.reserved, all_settled.uncertain()), (30, 10));
+        progress.release(40);
+        assert_eq!((progress.reserved, progress.uncertain()), (40, 20));
     }
 
     proptest! {

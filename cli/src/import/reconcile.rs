@@ -4,7 +4,7 @@
 //! The ledger is read before the first event and again once the chain has covered what was
 //! accepted. Events of others in between are in the difference too; the result then says so.
 
-use std::time::Duration;
+use std::{collections::BTreeMap, time::Duration};
 
 use serde::Serialize;
 use streamgauge_proto::v1::{LedgerRequest, LedgerResponse};
@@ -18,10 +18,13 @@ const POLL: Duration = Duration::from_millis(100);
 const SETTLE_BEFORE: Duration = Duration::from_secs(2);
 
 /// The ledger's totals at one moment.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Snapshot {
+    /// Where the partitions of the log end, of which that is known. It may lag behind a little, but
+    /// never behind the head.
+    pub ends: BTreeMap<i32, i64>,
     /// Sum of the heads.
-    pub heads: u64,
+    heads: u64,
     counted: u64,
     duplicate: u64,
     late: u64,
@@ -41,6 +44,11 @@ impl From<&LedgerResponse> for Snapshot {
             sum.dead_lettered += partition.dead_lettered;
             sum.other += partition.missing + partition.no_record;
             sum.in_flight |= partition.head < partition.source_end;
+            // Without its end a partition is one that nobody has looked at yet.
+            if partition.source_end >= 0 {
+                let end = partition.source_end.max(partition.head);
+                sum.ends.insert(partition.partition, end);
+            }
         }
         sum
     }
@@ -138,6 +146,23 @@ mod tests {
             partitions,
             ..LedgerResponse::default()
         })
+    }
+
+    #[test]
+    fn ends_are_those_of_the_log_where_they_are_known() {
+        let row = |partition, head, source_end| PartitionLedger {
+            partition,
+            head,
+            source_end,
+            ..PartitionLedger::default()
+        };
+        // Not loaded yet; not asked yet; ahead of what was asked a moment ago.
+        let partitions = vec![row(0, 0, 7), row(1, 0, -1), row(2, 9, 8)];
+        let snapshot = Snapshot::from(&LedgerResponse {
+            partitions,
+            ..LedgerResponse::default()
+        });
+        assert_eq!(snapshot.ends, BTreeMap::from([(0, 7), (2, 9)]));
     }
 
     #[test]

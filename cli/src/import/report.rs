@@ -86,6 +86,12 @@ impl Report {
             format!("{} rejected", whole(tally.rejected)),
             format!("{} unreadable", whole(tally.unreadable)),
         ];
+        if tally.refused > 0 {
+            terms.push(format!(
+                "{} refused with their request",
+                whole(tally.refused)
+            ));
+        }
         if tally.failed > 0 {
             terms.push(format!("{} without an answer", whole(tally.failed)));
         }
@@ -137,7 +143,10 @@ impl Report {
             Err(reason) => output.labelled(Paint::Yellow, "no ledger", reason)?,
         }
         if !tally.complete {
-            let reason = tally.failure.as_deref().unwrap_or("interrupted");
+            let refusal = tally.refusal.as_ref();
+            let refusal = refusal.map(|reason| format!("the producer refused: {reason}"));
+            let reason = refusal.as_deref().or(tally.failure.as_deref());
+            let reason = reason.unwrap_or("interrupted");
             let text = format!(
                 "{}. The same command goes on from there.",
                 printable(reason)

@@ -23,6 +23,8 @@ pub struct Source {
     file: File,
     path: PathBuf,
     name: String,
+    /// How much of the content was hashed; that much is read again, and no more.
+    hashed_bytes: Option<u64>,
 }
 
 impl Source {
@@ -46,6 +48,7 @@ impl Source {
             file,
             path: path.to_owned(),
             name: path.display().to_string(),
+            hashed_bytes: None,
         })
     }
 
@@ -70,6 +73,7 @@ impl Source {
             file,
             path: PathBuf::from("-"),
             name: String::from("standard input"),
+            hashed_bytes: None,
         })
     }
 
@@ -78,13 +82,22 @@ impl Source {
         &self.name
     }
 
-    /// A reader from the start, unpacked when the content is gzip.
+    /// A reader from the start, unpacked when the content is gzip; of what was hashed, once
+    /// something was.
     ///
     /// # Errors
     /// When the file cannot be read.
     pub fn reader(&self) -> Result<Box<dyn BufRead + Send>, CliError> {
-        self.unpacked()
-            .map_err(|source| CliError::file("read", &self.path, source))
+        let reader = self
+            .unpacked()
+            .map_err(|source| CliError::file("read", &self.path, source))?;
+        Ok(match self.hashed_bytes {
+            Some(left) => Box::new(Exactly {
+                inner: reader,
+                left,
+            }),
+            None => reader,
+        })
     }
 
     fn unpacked(&self) -> io::Result<Box<dyn BufRead + Send>> {
@@ -98,24 +111,64 @@ impl Source {
         Ok(Box::new(buffered))
     }
 
-    /// The hash of the whole content, unpacked.
+    /// The hash of the whole content, unpacked, as it is now.
     ///
     /// # Errors
     /// When the file cannot be read to its end.
-    pub fn content_hash(&self) -> Result<u128, CliError> {
+    pub fn content_hash(&mut self) -> Result<u128, CliError> {
+        self.hashed_bytes = None;
         let mut reader = self.reader()?;
         let mut hash = Xxh3::new();
+        let mut hashed = 0;
         loop {
             let bytes = reader
                 .fill_buf()
                 .map_err(|source| CliError::file("read", &self.path, source))?;
             if bytes.is_empty() {
+                self.hashed_bytes = Some(hashed);
                 return Ok(hash.digest128());
             }
             hash.update(bytes);
             let length = bytes.len();
+            hashed += length as u64;
             reader.consume(length);
         }
+    }
+}
+
+/// So many bytes: what a growing file gains is left, and a file that shrinks is no whole one.
+struct Exactly {
+    inner: Box<dyn BufRead + Send>,
+    left: u64,
+}
+
+impl BufRead for Exactly {
+    fn fill_buf(&mut self) -> io::Result<&[u8]> {
+        if self.left == 0 {
+            return Ok(&[]);
+        }
+        let bytes = self.inner.fill_buf()?;
+        if bytes.is_empty() {
+            let message = "it became shorter while it was read";
+            return Err(io::Error::new(io::ErrorKind::UnexpectedEof, message));
+        }
+        let length = usize::try_from(self.left).map_or(bytes.len(), |left| left.min(bytes.len()));
+        Ok(&bytes[..length])
+    }
+
+    fn consume(&mut self, length: usize) {
+        self.left -= length as u64;
+        self.inner.consume(length);
+    }
+}
+
+impl Read for Exactly {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let bytes = self.fill_buf()?;
+        let length = bytes.len().min(buffer.len());
+        buffer[..length].copy_from_slice(&bytes[..length]);
+        self.consume(length);
+        Ok(length)
     }
 }
 
@@ -143,10 +196,10 @@ mod tests {
 
     #[test]
     fn gzip_and_plain_are_the_same_content() {
-        let plain = Source::spool(&b"one\ntwo\n"[..], 100).expect("kept");
+        let mut plain = Source::spool(&b"one\ntwo\n"[..], 100).expect("kept");
         let mut members = gzip(b"one\n");
         members.extend(gzip(b"two\n"));
-        let packed = Source::spool(&members[..], 100).expect("kept");
+        let mut packed = Source::spool(&members[..], 100).expect("kept");
         assert_eq!(read(&plain), b"one\ntwo\n");
         assert_eq!(read(&packed), b"one\ntwo\n");
         assert_eq!(read(&packed), b"one\ntwo\n", "read again from the start");
@@ -158,9 +211,29 @@ mod tests {
     }
 
     #[test]
+    fn what_was_hashed_is_what_is_read() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let path = folder.path().join("growing.log");
+        std::fs::write(&path, "one\ntwo\n").expect("written");
+        let mut source = Source::open(&path, 1).expect("open");
+        source.content_hash().expect("hash");
+        std::fs::write(&path, "one\ntwo\nthree\n").expect("written");
+        assert_eq!(read(&source), b"one\ntwo\n");
+        std::fs::write(&path, "one\n").expect("written");
+        let mut bytes = Vec::new();
+        let error = source.reader().expect("open").read_to_end(&mut bytes);
+        assert!(
+            error
+                .expect_err("too short")
+                .to_string()
+                .contains("shorter")
+        );
+    }
+
+    #[test]
     fn what_cannot_be_read_is_told() {
         let cut = &gzip(b"some content")[..15];
-        let source = Source::spool(cut, 100).expect("kept");
+        let mut source = Source::spool(cut, 100).expect("kept");
         assert!(
             source.content_hash().is_err(),
             "a gzip file that was cut off"

@@ -13,6 +13,7 @@ use crate::{
     endpoints::EndpointArgs,
     error::{CliError, Exit},
     output::Output,
+    signals::Signals,
     submit::{Deliverer, Protocol, RetryPolicy, SubmitArgs},
     times,
 };
@@ -31,8 +32,8 @@ Examples:
 
 A request's latency is counted from when it was due, so that waiting for a free connection is in it.
 
-Exit codes: 0 all accepted; 1 some were rejected; 2 wrong use; 3 the producer does not answer;
-4 cut off, or some found no acknowledgement in time.")]
+Exit codes: 0 all accepted; 1 some were rejected; 2 wrong use, or the producer refuses (a credential,
+say); 3 the producer does not answer; 4 cut off, or some found no acknowledgement in time.")]
 pub struct SendArgs {
     /// How many events
     #[arg(long, value_name = "N", default_value_t = 1000)]
@@ -88,7 +89,14 @@ pub async fn run(args: SendArgs, output: &mut Output) -> Result<Exit, CliError> 
         batch: args.batch,
         historical: args.historical,
     };
-    let summary = run::run(plan, deliverers, streamgauge_lifecycle::signal()).await;
+    let mut signals = Signals::new()?;
+    let summary = run::run(plan, deliverers, signals.stream()).await;
+    if let (Some(reason), 0) = (summary.refusal(), summary.accepted) {
+        return Err(CliError::Refused {
+            service: "the producer",
+            message: format!("{} ({})", reason.message, reason.code),
+        });
+    }
     if !summary.answered && summary.failed > 0 {
         let address = args.submit.address(&endpoints, Protocol::Http);
         let cause = summary.first_failure().unwrap_or_default();

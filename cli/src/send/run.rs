@@ -2,7 +2,7 @@
 
 use std::{collections::VecDeque, time::Duration};
 
-use futures::{StreamExt, stream::FuturesUnordered};
+use futures::{Stream, StreamExt, stream::FuturesUnordered};
 use tokio::time::{Instant, sleep_until};
 
 use super::{summary::Summary, synthetic::Synthetic};
@@ -44,11 +44,12 @@ impl Plan {
     }
 }
 
-/// Sends everything, or what was sent when `stop` completed.
+/// Sends everything, or what was sent when `signals` yielded or a request was refused; when it
+/// yields again, what is under way is not waited for.
 pub async fn run(
     mut plan: Plan,
     deliverers: Vec<Deliverer>,
-    stop: impl Future<Output = ()>,
+    signals: impl Stream<Item = ()>,
 ) -> Summary {
     let started = Instant::now();
     let bar = progress_bar::towards(plan.count, "events");
@@ -56,14 +57,18 @@ pub async fn run(
     let mut free: VecDeque<Deliverer> = deliverers.into();
     let mut under_way = FuturesUnordered::new();
     let (mut sent, mut stopped) = (0, false);
-    tokio::pin!(stop);
-    // The stop signal may never come: it must not keep the loop alive.
+    tokio::pin!(signals);
+    // A signal may never come: it must not keep the loop alive.
     while !under_way.is_empty() || (!stopped && sent < plan.count) {
         let more = !stopped && sent < plan.count && !free.is_empty();
         let due = plan.due(started, sent);
         tokio::select! {
             biased;
-            () = &mut stop, if !stopped => stopped = true,
+            Some(()) = signals.next() => {
+                if std::mem::replace(&mut stopped, true) {
+                    break;
+                }
+            }
             Some((deliverer, length, late, delivered)) = under_way.next(), if !under_way.is_empty() => {
                 free.push_back(deliverer);
                 bar.inc(length);
@@ -71,6 +76,7 @@ pub async fn run(
                 // Nobody answered this one for as long as retries last: nor will they the next.
                 stopped |= !delivered.answered;
                 summary.add(delivered, late);
+                stopped |= summary.refusal().is_some();
             }
             () = sleep_until(due.unwrap_or(started)), if more => {
                 let length = u64::from(plan.batch).min(plan.count - sent);

@@ -26,7 +26,7 @@ pub struct Summary {
     pub accepted: u64,
     /// Refused for good.
     pub rejected: u64,
-    /// Without an acknowledgement in time.
+    /// Without an acknowledgement in time, or in a request that was refused as a whole.
     pub failed: u64,
     /// Repeated submissions.
     pub retried: u64,
@@ -39,6 +39,7 @@ pub struct Summary {
     latencies: Latencies,
     reasons: HashMap<Reason, u64>,
     failure: Option<String>,
+    refusal: Option<Reason>,
 }
 
 #[derive(Serialize)]
@@ -71,6 +72,11 @@ impl Summary {
                     self.rejected += 1;
                     self.because(reason);
                 }
+                Fate::Refused(reason) => {
+                    self.failed += 1;
+                    self.refusal.get_or_insert_with(|| reason.clone());
+                    self.because(reason);
+                }
                 Fate::Failed(reason) => {
                     self.failed += 1;
                     self.failure.get_or_insert_with(|| reason.message.clone());
@@ -93,6 +99,11 @@ impl Summary {
     /// Why the first event without an acknowledgement has none.
     pub fn first_failure(&self) -> Option<String> {
         self.failure.clone()
+    }
+
+    /// Why the producer refused a request as a whole: so it will with the next.
+    pub const fn refusal(&self) -> Option<&Reason> {
+        self.refusal.as_ref()
     }
 
     /// How the command ends.
@@ -131,9 +142,10 @@ impl Summary {
             let text = format!("{} {}{code}", whole(count), printable(&reason.message));
             output.labelled(Paint::Yellow, "not in", &text)?;
         }
+        // Those that were under way when nobody wanted to wait any more are among them.
         let left = self.asked - self.accepted - self.rejected - self.failed;
         if left > 0 {
-            let text = format!("{} events were not sent", whole(left));
+            let text = format!("{} events were not sent, or not waited for", whole(left));
             output.labelled(Paint::Red, "cut off", &text)?;
         }
         Ok(())
@@ -264,6 +276,9 @@ mod tests {
         let summary = summary(vec![Fate::Accepted, failed], 5);
         assert_eq!(summary.exit(), Exit::Partial);
         let text = print(&summary);
-        assert!(text.contains("cut off: 3 events were not sent"), "{text}");
+        assert!(
+            text.contains("cut off: 3 events were not sent, or not waited for"),
+            "{text}"
+        );
     }
 }

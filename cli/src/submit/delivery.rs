@@ -24,6 +24,8 @@ pub enum Fate {
     Accepted,
     /// Refused for good.
     Rejected(Reason),
+    /// The producer refused the request as a whole, which says nothing of the event.
+    Refused(Reason),
     /// Not acknowledged in time; it may or may not be in the log.
     Failed(Reason),
 }
@@ -124,8 +126,12 @@ impl Run<'_> {
                     parts.push(open);
                     return;
                 }
-                Err(BatchError::TooLarge { reason } | BatchError::Refused { reason }) => {
+                // Alone in its request, the event itself is too large.
+                Err(BatchError::TooLarge { reason }) => {
                     return self.all(&open, &Fate::Rejected(reason));
+                }
+                Err(BatchError::Refused { reason }) => {
+                    return self.all(&open, &Fate::Refused(reason));
                 }
                 Err(BatchError::Later { reason, after }) => (reason, after),
                 Err(error @ BatchError::Silent(_)) => {
@@ -195,5 +201,122 @@ impl Run<'_> {
         }
         tokio::time::sleep_until(until).await;
         true
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use super::*;
+    use crate::submit::fake::{FakeProducer, accept, refusal, silence};
+
+    const RETRY_FOR: Duration = Duration::from_secs(30);
+
+    fn batch(ids: &[&str]) -> Batch {
+        let event = |id: &&str| SubmittedEvent {
+            event_id: (*id).to_owned(),
+            ..SubmittedEvent::default()
+        };
+        Batch {
+            events: ids.iter().map(event).collect(),
+            historical: false,
+        }
+    }
+
+    async fn deliver(fake: &Arc<FakeProducer>, ids: &[&str]) -> Delivered {
+        let policy = RetryPolicy {
+            retry_for: RETRY_FOR,
+        };
+        Deliverer::new(fake.submitter(), policy)
+            .deliver(&batch(ids))
+            .await
+    }
+
+    fn reason(code: &str) -> Reason {
+        Reason::new(code, "", "not now")
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_lost_answer_is_asked_for_again_with_the_same_ids() {
+        let fake = FakeProducer::new(|request, events| match request {
+            0 => silence(),
+            _ => accept(events),
+        });
+        let delivered = deliver(&fake, &["a", "b"]).await;
+        assert_eq!(delivered.fates, [Fate::Accepted, Fate::Accepted]);
+        assert_eq!(delivered.retried, 2);
+        assert_eq!(fake.requests(), [["a", "b"], ["a", "b"]]);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn only_what_is_not_settled_is_sent_again() {
+        let fake = FakeProducer::new(|request, events| match request {
+            0 => Ok(vec![
+                Verdict::Accepted,
+                Verdict::Retry(reason("overloaded")),
+                Verdict::Rejected(reason("missing_field")),
+            ]),
+            _ => accept(events),
+        });
+        let delivered = deliver(&fake, &["a", "b", "c"]).await;
+        let rejected = Fate::Rejected(reason("missing_field"));
+        assert_eq!(delivered.fates, [Fate::Accepted, Fate::Accepted, rejected]);
+        assert_eq!(fake.requests(), [vec!["a", "b", "c"], vec!["b"]]);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_producer_that_asks_to_wait_is_obeyed() {
+        let asked = Duration::from_secs(7);
+        let fake = FakeProducer::new(move |request, events| match request {
+            0 => Err(BatchError::Later {
+                reason: reason("rate_limited"),
+                after: Some(asked),
+            }),
+            _ => accept(events),
+        });
+        let delivered = deliver(&fake, &["a"]).await;
+        assert_eq!(delivered.fates, [Fate::Accepted]);
+        assert!(delivered.took >= asked, "{:?}", delivered.took);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_is_too_large_is_split_down_to_the_event_at_fault() {
+        let fake = FakeProducer::new(|_, events| {
+            let too_large = events.len() > 2 || events.iter().any(|event| event.event_id == "huge");
+            if too_large {
+                let reason = reason("body_too_large");
+                return Err(BatchError::TooLarge { reason });
+            }
+            accept(events)
+        });
+        let delivered = deliver(&fake, &["a", "b", "huge", "c", "d"]).await;
+        for (index, fate) in delivered.fates.iter().enumerate() {
+            assert_eq!(*fate == Fate::Accepted, index != 2, "{index}: {fate:?}");
+        }
+        assert!(matches!(delivered.fates[2], Fate::Rejected(_)));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_refused_request_says_nothing_of_its_events_and_is_not_repeated() {
+        let fake = FakeProducer::new(|_, _| refusal());
+        let delivered = deliver(&fake, &["a", "b"]).await;
+        assert!(
+            delivered
+                .fates
+                .iter()
+                .all(|fate| matches!(fate, Fate::Refused(_)))
+        );
+        assert!(delivered.answered);
+        assert_eq!(fake.requests().len(), 1);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn silence_ends_when_its_time_is_over() {
+        let fake = FakeProducer::new(|_, _| silence());
+        let delivered = deliver(&fake, &["a"]).await;
+        assert!(matches!(delivered.fates[..], [Fate::Failed(_)]));
+        assert!(!delivered.answered && delivered.took <= RETRY_FOR);
+        assert!(fake.requests().len() > 3);
     }
 }

@@ -106,7 +106,6 @@ fn refusal(status: Status) -> BatchError {
         | Code::Unauthenticated
         | Code::Unimplemented
         | Code::FailedPrecondition => BatchError::Refused { reason },
-        Code::Internal if !code.is_empty() => BatchError::Refused { reason },
         _ if !code.is_empty() || after.is_some() => BatchError::Later { reason, after },
         _ => BatchError::Silent(status.into()),
     }
@@ -136,6 +135,10 @@ mod tests {
         assert!(matches!(large, BatchError::TooLarge { .. }), "{large:?}");
         let empty = sorted(Problem::new(ErrorCode::EmptyBody, "no event"));
         assert!(matches!(empty, BatchError::Refused { .. }), "{empty:?}");
+        let unknown = sorted(Problem::new(ErrorCode::Unauthenticated, "no such token"));
+        assert!(matches!(unknown, BatchError::Refused { .. }), "{unknown:?}");
+        let broken = sorted(Problem::new(ErrorCode::Internal, "a defect"));
+        assert!(matches!(broken, BatchError::Later { .. }), "{broken:?}");
         let silent = refusal(Status::unavailable("tcp connect error"));
         assert!(matches!(silent, BatchError::Silent(_)), "{silent:?}");
     }

@@ -164,11 +164,11 @@ async fn refusal(response: Response) -> BatchError {
         .unwrap_or_else(|| Reason::new("", "", &format!("it answered HTTP {status}")));
     match status {
         StatusCode::PAYLOAD_TOO_LARGE => BatchError::TooLarge { reason },
-        StatusCode::REQUEST_TIMEOUT
-        | StatusCode::TOO_MANY_REQUESTS
-        | StatusCode::BAD_GATEWAY
-        | StatusCode::SERVICE_UNAVAILABLE
-        | StatusCode::GATEWAY_TIMEOUT => BatchError::Later { reason, after },
+        StatusCode::REQUEST_TIMEOUT | StatusCode::TOO_MANY_REQUESTS => {
+            BatchError::Later { reason, after }
+        }
+        // A fault of the server, or of what stands before it, not of the request.
+        status if status.is_server_error() => BatchError::Later { reason, after },
         _ => BatchError::Refused { reason },
     }
 }

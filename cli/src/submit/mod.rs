@@ -4,6 +4,8 @@
 //! so a lost acknowledgement never counts an event twice and nothing is given up silently.
 
 mod delivery;
+#[cfg(test)]
+pub mod fake;
 mod grpc;
 mod http;
 
@@ -67,7 +69,7 @@ pub enum BatchError {
         /// When to come back, if it said so.
         after: Option<Duration>,
     },
-    /// It will never be taken as it is.
+    /// It will not be taken, whatever its events are: a credential that is not known, say.
     #[error("the producer refused the batch: {} ({})", reason.message, reason.code)]
     Refused {
         /// Why.
@@ -100,6 +102,9 @@ pub enum Submitter {
     Http(HttpSubmitter),
     /// `Submission.SubmitBatch`.
     Grpc(GrpcSubmitter),
+    /// A producer that a test holds in its hands.
+    #[cfg(test)]
+    Fake(std::sync::Arc<fake::FakeProducer>),
 }
 
 impl Submitter {
@@ -115,6 +120,8 @@ impl Submitter {
         let verdicts = match self {
             Self::Http(http) => http.submit(events, historical).await?,
             Self::Grpc(grpc) => grpc.submit(events, historical).await?,
+            #[cfg(test)]
+            Self::Fake(fake) => fake.submit(events).await?,
         };
         if verdicts.len() == events.len() {
             return Ok(verdicts);

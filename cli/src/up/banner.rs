@@ -14,7 +14,7 @@ use crate::{
 pub fn print(
     endpoints: &EndpointsFile,
     data_dir: &Path,
-    usual_ports: bool,
+    usual_addresses: bool,
     output: &mut Output,
 ) -> io::Result<()> {
     if output.json() {
@@ -51,9 +51,10 @@ pub fn print(
     }
     output.line("")?;
     output.line("Next, in another terminal:")?;
-    // Where the ports are not the usual ones, the file of endpoints says which.
-    if !usual_ports {
-        let file = data_dir.join(FILE_NAME);
+    // Where the addresses are not the usual ones, the file of endpoints says which. The other
+    // terminal may be in another folder.
+    if !usual_addresses {
+        let file = std::path::absolute(data_dir.join(FILE_NAME))?;
         output.line(format!("  export STREAMGAUGE_ENDPOINTS={}", file.display()))?;
     }
     let click = r#"{"user_id":"u1","event_type":"click","page_url":"/"}"#;

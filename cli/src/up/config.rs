@@ -7,17 +7,34 @@ use std::{
 };
 
 use serde::{Deserialize, Serialize};
-use streamgauge_broker::BrokerConfig;
+use streamgauge_broker::{BrokerConfig, Fsync};
 use streamgauge_settings::SecretUrl;
 use streamgauge_telemetry::{LogConfig, LogFormat, TelemetryConfig};
 
-use crate::error::CliError;
+use super::refuse;
+use crate::{endpoints::reachable, error::CliError};
 
 /// What the names of environment variables begin with.
 pub const ENV_PREFIX: &str = "STREAMGAUGE_UP";
 
+/// The services that a system consists of, beside the log.
+const PARTS: u64 = 3;
+
+/// The log's share of the time to drain is one in so many.
+const LOG_SHARE: u64 = 5;
+
+/// How the time to drain is shared.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct DrainBudget {
+    /// For the three services together.
+    pub parts: Duration,
+    /// For the log, which ends last.
+    pub log: Duration,
+}
+
 /// The settings of `streamgauge up`. The parts have theirs below; what this process must decide by
-/// itself (the log's address, the folders, the number of partitions) it sets over them.
+/// itself (the log's address, the folders, the number of partitions) it sets over them, and refuses
+/// where it was set there.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct UpConfig {
@@ -33,7 +50,8 @@ pub struct UpConfig {
     pub partitions: i32,
     /// Time for everything to become ready, in milliseconds.
     pub ready_timeout_ms: u64,
-    /// Time for everything to drain, in milliseconds.
+    /// Time for everything to drain, in milliseconds: a fifth is kept for the log, the rest is shared
+    /// by the parts.
     pub shutdown_deadline_ms: u64,
     /// Logs and traces of all parts.
     pub telemetry: TelemetryConfig,
@@ -64,7 +82,11 @@ impl Default for UpConfig {
                 },
                 ..TelemetryConfig::default()
             },
-            broker: BrokerConfig::default(),
+            // The store is durable at each commit: a log that is not could fall behind it.
+            broker: BrokerConfig {
+                fsync: Fsync::Always,
+                ..BrokerConfig::default()
+            },
             producer: streamgauge_producer::Config::default(),
             consumer: streamgauge_consumer::Config::default(),
             analytics: streamgauge_analytics::Config::default(),
@@ -92,24 +114,22 @@ impl UpConfig {
     }
 
     /// Whether each part listens where the tools look by themselves.
-    pub fn has_usual_ports(&mut self) -> bool {
+    pub fn has_usual_addresses(&mut self) -> bool {
         let mut usual = Self::default();
-        let usual: Vec<u16> = usual
-            .listens()
-            .iter()
-            .map(|(_, listen)| listen.port())
-            .collect();
+        let usual: Vec<SocketAddr> = usual.listens().iter().map(|(_, listen)| **listen).collect();
         self.listens()
             .iter()
             .zip(usual)
-            .all(|((_, listen), port)| listen.port() == port)
+            .all(|((_, listen), usual)| reachable(**listen) == usual)
     }
 
     /// Decides what the parts cannot decide alone: addresses, folders, topics.
     ///
     /// # Errors
-    /// When a port does not exist, or settings of the parts contradict each other.
+    /// When a port does not exist, settings of the parts contradict each other, or one of them would
+    /// have no effect.
     pub fn settle(&mut self) -> Result<(), CliError> {
+        refuse::without_effect(self)?;
         let (host, offset, ephemeral) = (self.host, self.port_offset, self.ephemeral_ports);
         for (setting, listen) in self.listens() {
             if let Some(host) = host {
@@ -136,11 +156,39 @@ impl UpConfig {
         }
         self.producer.topics.partitions = self.partitions;
         self.consumer.topics.partitions = self.partitions;
-        self.check_topics()
+        let share_ms = self.part_deadline_ms();
+        for (_, deadline_ms) in self.part_deadlines() {
+            *deadline_ms = share_ms.min(*deadline_ms);
+        }
+        self.check_names()
     }
 
-    /// One topic under two names would be two topics, and the system would wait for ever.
-    fn check_topics(&self) -> Result<(), CliError> {
+    /// The time that each part has at least to drain, in milliseconds.
+    pub const fn part_deadline_ms(&self) -> u64 {
+        (self.shutdown_deadline_ms - self.shutdown_deadline_ms / LOG_SHARE) / PARTS
+    }
+
+    /// The parts' own deadlines, with their settings.
+    pub const fn part_deadlines(&mut self) -> [(&'static str, &mut u64); PARTS as usize] {
+        [
+            (
+                "producer.shutdown_deadline_ms",
+                &mut self.producer.shutdown_deadline_ms,
+            ),
+            (
+                "consumer.shutdown_deadline_ms",
+                &mut self.consumer.shutdown_deadline_ms,
+            ),
+            (
+                "analytics.shutdown_deadline_ms",
+                &mut self.analytics.shutdown_deadline_ms,
+            ),
+        ]
+    }
+
+    /// One topic under two names would be two topics, and the system would wait for ever; one group
+    /// under two names has a lag that nobody works off.
+    fn check_names(&self) -> Result<(), CliError> {
         let (producer, consumer, analytics) = (
             &self.producer.topics,
             &self.consumer.topics,
@@ -165,11 +213,17 @@ impl UpConfig {
                 "analytics.topics.metrics",
                 &analytics.metrics,
             ),
+            (
+                "consumer.group.group",
+                &self.consumer.group.group,
+                "analytics.topics.group",
+                &analytics.group,
+            ),
         ];
         match pairs.into_iter().find(|(_, one, _, other)| one != other) {
             None => Ok(()),
             Some((one_setting, one, other_setting, other)) => Err(CliError::usage(format!(
-                "{one_setting} is {one} and {other_setting} is {other}: set both to the same topic"
+                "{one_setting} is {one} and {other_setting} is {other}: set both to the same name"
             ))),
         }
     }
@@ -187,8 +241,12 @@ impl UpConfig {
     }
 
     /// Time for everything to drain.
-    pub const fn shutdown_deadline(&self) -> Duration {
-        Duration::from_millis(self.shutdown_deadline_ms)
+    pub const fn drain_budget(&self) -> DrainBudget {
+        let log_ms = self.shutdown_deadline_ms / LOG_SHARE;
+        DrainBudget {
+            parts: Duration::from_millis(self.shutdown_deadline_ms - log_ms),
+            log: Duration::from_millis(log_ms),
+        }
     }
 }
 
@@ -212,16 +270,36 @@ mod tests {
     #[test]
     fn ports_shift_together() {
         let mut usual = settled(|_| {}).expect("valid");
-        assert!(usual.has_usual_ports());
+        assert!(usual.has_usual_addresses());
         assert_eq!(usual.producer.http.listen.to_string(), "127.0.0.1:8081");
         let mut shifted = settled(|config| config.port_offset = 1000).expect("valid");
-        assert!(!shifted.has_usual_ports());
+        assert!(!shifted.has_usual_addresses());
         assert_eq!(shifted.analytics.grpc.listen.port(), 51053);
         assert_eq!(shifted.broker.listen.port(), 10092);
         let mut free = settled(|config| config.ephemeral_ports = true).expect("valid");
         assert!(free.listens().iter().all(|(_, listen)| listen.port() == 0));
         let error = settled(|config| config.port_offset = 60_000).expect_err("no such port");
         assert!(error.to_string().contains("port_offset"), "{error}");
+    }
+
+    #[test]
+    fn usual_addresses_are_those_that_the_tools_try() {
+        let usual = |host: [u8; 4]| {
+            let settled = settled(|config| config.host = Some(IpAddr::from(host)));
+            settled.expect("valid").has_usual_addresses()
+        };
+        assert!(usual([0, 0, 0, 0]), "reached on this machine's own address");
+        assert!(!usual([10, 0, 0, 7]));
+    }
+
+    #[test]
+    fn time_to_drain_is_shared() {
+        let config = settled(|config| config.shutdown_deadline_ms = 10_000).expect("valid");
+        let DrainBudget { parts, log } = config.drain_budget();
+        assert_eq!(parts + log, Duration::from_secs(10));
+        assert_eq!(log, Duration::from_secs(2));
+        assert_eq!(config.producer.shutdown_deadline_ms, 2_666);
+        assert_eq!(config.analytics.shutdown_deadline_ms, 2_666);
     }
 
     #[test]
@@ -263,5 +341,8 @@ mod tests {
             text.contains("producer.topics.events") && text.contains("other"),
             "{text}"
         );
+        let error = settled(|config| config.consumer.group.group = String::from("other"));
+        let text = error.expect_err("differs").to_string();
+        assert!(text.contains("analytics.topics.group"), "{text}");
     }
 }

@@ -3,6 +3,7 @@
 mod banner;
 mod config;
 mod lock;
+mod refuse;
 mod system;
 
 use std::{fs, io, net::IpAddr, path::PathBuf, time::Instant};
@@ -19,6 +20,7 @@ use crate::{
     endpoints::FILE_NAME,
     error::{CliError, Exit, describe},
     output::{Output, Paint},
+    signals::Signals,
     times,
 };
 
@@ -26,7 +28,11 @@ use crate::{
 ///
 /// Everything is kept in one folder; started again, everything is still there. SIGINT (Ctrl-C) and
 /// SIGTERM drain: the producer first, then the consumer, analytics and the log. A second signal
-/// aborts. Neither that nor kill -9 loses what was acknowledged.
+/// aborts. Neither that nor kill -9 nor a power cut loses what was acknowledged: the log is synced to
+/// the disk before it acknowledges, and requests that wait share one sync. `broker.fsync=interval`
+/// acknowledges sooner and takes more on slow disks; a power cut may then cost the last
+/// `broker.fsync_interval_ms` of acknowledged events, and leave the store ahead of the log, so that
+/// analytics refuses to go on.
 ///
 /// Settings come from defaults, then --config, then environment variables that begin with
 /// STREAMGAUGE_UP_, then --set and the flags below.
@@ -37,6 +43,7 @@ Examples:
   streamgauge up --data-dir other --port-offset 1000
   streamgauge up --ephemeral-ports --json
   streamgauge up --set telemetry.log.filter=info --set producer.http.listen=0.0.0.0:8081
+  streamgauge up --set broker.fsync=interval
   streamgauge up --print-config > up.toml
 
 Once all is ready, endpoints.json in the data folder holds all addresses and the process id; the
@@ -93,7 +100,7 @@ impl UpArgs {
 pub async fn run(args: UpArgs, output: &mut Output) -> Result<Exit, CliError> {
     let mut config = args.load()?;
     if args.config.print_config {
-        output.line(streamgauge_settings::print(&config).trim_end())?;
+        output.settings(&config)?;
         return Ok(Exit::Ok);
     }
     config.settle()?;
@@ -102,7 +109,10 @@ pub async fn run(args: UpArgs, output: &mut Output) -> Result<Exit, CliError> {
     forget(&addresses)?;
     // From here on a signal drains what has been started.
     let mut signals = Signals::new()?;
-    let mut system = System::start(config.clone()).await?;
+    let (mut system, stopping) = start(&config, &mut signals, output).await?;
+    if stopping {
+        return stop(system, &config, &mut signals, output).await;
+    }
     let started = tokio::select! {
         ready = system.ready(config.ready_timeout()) => ready,
         () = signals.next() => return stop(system, &config, &mut signals, output).await,
@@ -110,7 +120,7 @@ pub async fn run(args: UpArgs, output: &mut Output) -> Result<Exit, CliError> {
     let up = async {
         started?;
         system.endpoints.write(&addresses)?;
-        let usual = config.has_usual_ports();
+        let usual = config.has_usual_addresses();
         banner::print(&system.endpoints, &config.data_dir, usual, output)?;
         Ok::<(), CliError>(())
     };
@@ -136,6 +146,30 @@ fn forget(addresses: &std::path::Path) -> Result<(), CliError> {
     }
 }
 
+/// Starts the parts; says whether a signal asked meanwhile to stop them again. A log that is being
+/// opened is not left half way; a second signal ends the process as a crash would.
+async fn start(
+    config: &UpConfig,
+    signals: &mut Signals,
+    output: &mut Output,
+) -> Result<(System, bool), CliError> {
+    let mut stopping = false;
+    let starting = System::start(config.clone());
+    tokio::pin!(starting);
+    loop {
+        tokio::select! {
+            started = &mut starting => return started.map(|system| (system, stopping)),
+            () = signals.next() => {
+                if std::mem::replace(&mut stopping, true) {
+                    output.labelled(Paint::Yellow, "aborted", "the log was still being opened")?;
+                    std::process::exit(Exit::Partial as i32);
+                }
+                output.note("stopping once the log is open; a second signal aborts")?;
+            }
+        }
+    }
+}
+
 /// Drains, unless a second signal cuts it short.
 async fn stop(
     system: System,
@@ -146,7 +180,7 @@ async fn stop(
     output.note("draining; a second signal aborts")?;
     let started = Instant::now();
     let drained = tokio::select! {
-        drained = system.drain(config.shutdown_deadline()) => drained,
+        drained = system.drain(config.drain_budget()) => drained,
         () = signals.next() => {
             let text = "not everything was drained; nothing that was acknowledged is lost";
             output.labelled(Paint::Yellow, "aborted", text)?;
@@ -171,31 +205,4 @@ fn tell(drained: &Drained, started: Instant, output: &mut Output) -> Result<Exit
         return Ok(Exit::Ok);
     }
     Ok(Exit::Partial)
-}
-
-/// SIGINT and SIGTERM, none of which is missed between two waits.
-struct Signals {
-    interrupt: tokio::signal::unix::Signal,
-    terminate: tokio::signal::unix::Signal,
-}
-
-impl Signals {
-    fn new() -> Result<Self, CliError> {
-        use tokio::signal::unix::{SignalKind, signal};
-        let listen = |kind| {
-            signal(kind)
-                .map_err(|error| CliError::System(format!("cannot listen for signals: {error}")))
-        };
-        Ok(Self {
-            interrupt: listen(SignalKind::interrupt())?,
-            terminate: listen(SignalKind::terminate())?,
-        })
-    }
-
-    async fn next(&mut self) {
-        tokio::select! {
-            _ = self.interrupt.recv() => {}
-            _ = self.terminate.recv() => {}
-        }
-    }
 }

@@ -12,7 +12,7 @@ use tokio::{
     time::{Instant, timeout_at},
 };
 
-use super::config::UpConfig;
+use super::config::{DrainBudget, UpConfig};
 use crate::{
     endpoints::{Endpoints, EndpointsFile, ServiceEndpoints, reachable},
     error::{Cause, CliError},
@@ -207,14 +207,19 @@ impl System {
         }
     }
 
-    /// Stops everything, in order, until the deadline; what is left then is cut off as by a crash,
-    /// which loses nothing that was acknowledged.
-    pub async fn drain(self, within: Duration) -> Drained {
-        let deadline = Instant::now() + within;
+    /// Stops everything, in order; what is left at its time's end is cut off as by a crash, which
+    /// loses nothing that was acknowledged. Each part has an equal share of what is left, and the
+    /// log a reserve that no part can use up.
+    pub async fn drain(self, budget: DrainBudget) -> Drained {
+        let parts_end = Instant::now() + budget.parts;
         let mut drained = Drained::default();
+        let mut waiting = self.parts.len() as u32;
         for mut part in self.parts {
             part.shutdown.trigger();
-            match timeout_at(deadline, &mut part.task).await {
+            let left = parts_end.saturating_duration_since(Instant::now());
+            let share = Instant::now() + left / waiting.max(1);
+            waiting -= 1;
+            match timeout_at(share, &mut part.task).await {
                 Ok(result) => {
                     if let Err(error) = ended(result) {
                         drained.failed.push((part.name, error));
@@ -226,9 +231,8 @@ impl System {
                 }
             }
         }
-        self.broker
-            .shutdown(deadline.saturating_duration_since(Instant::now()))
-            .await;
+        // It takes this time at most twice: for its connections, then for its files.
+        self.broker.shutdown(budget.log / 2).await;
         self.telemetry.shutdown(TELEMETRY_DEADLINE).await;
         drained
     }
