@@ -59,10 +59,16 @@ pub struct BrokerConfig {
     pub max_request_elements: usize,
     /// Sum of the sizes of frames being read or handled at one time.
     pub max_inflight_request_bytes: usize,
+    /// Time for a frame to arrive once its first byte has. A large frame holds a
+    /// share of `max_inflight_request_bytes` meanwhile.
+    pub frame_read_timeout_ms: u64,
     /// Largest record batch accepted, compressed as it arrives.
     pub max_message_bytes: usize,
     /// Largest fetch response, whatever the client allows.
     pub fetch_max_bytes: usize,
+    /// Sum of the records read for fetch responses that are not yet sent. Beyond
+    /// it a fetch gets one batch at a time.
+    pub max_inflight_fetch_bytes: usize,
     /// Longest wait of a fetch, whatever the client asks.
     pub fetch_wait_ms_max: u64,
     /// Connections open at one time; more are closed at once.
@@ -71,6 +77,8 @@ pub struct BrokerConfig {
     pub connection_idle_ms: u64,
     /// A response that the client does not read for this long closes its connection.
     pub response_write_timeout_ms: u64,
+    /// Partitions that are opened, and scanned after a crash, at one time.
+    pub recovery_threads: usize,
     /// Partitions of a topic created without a count.
     pub num_partitions: i32,
     /// Partitions of all topics together.
@@ -89,6 +97,11 @@ pub struct BrokerConfig {
     pub group_initial_rebalance_delay_ms: u64,
     /// Members of one group.
     pub group_max_members: usize,
+    /// Ways of assigning partitions that one member may offer.
+    pub group_max_protocols: usize,
+    /// What the members of one group say of themselves, and again what they are
+    /// assigned.
+    pub group_metadata_max_bytes: usize,
     /// Groups with members or committed offsets.
     pub max_groups: usize,
     /// Longest metadata string of a committed offset.
@@ -117,12 +130,15 @@ impl Default for BrokerConfig {
             max_control_request_bytes: 8 * 1024 * 1024,
             max_request_elements: 100_000,
             max_inflight_request_bytes: 256 * 1024 * 1024,
+            frame_read_timeout_ms: 30_000,
             max_message_bytes: 1024 * 1024 + 12,
             fetch_max_bytes: 55 * 1024 * 1024,
+            max_inflight_fetch_bytes: 256 * 1024 * 1024,
             fetch_wait_ms_max: 60_000,
             max_connections: 512,
             connection_idle_ms: 600_000,
             response_write_timeout_ms: 60_000,
+            recovery_threads: 4,
             num_partitions: 1,
             max_partitions: 2_000,
             auto_create_topics: false,
@@ -132,6 +148,8 @@ impl Default for BrokerConfig {
             group_session_timeout_ms_max: 1_800_000,
             group_initial_rebalance_delay_ms: 0,
             group_max_members: 1_000,
+            group_max_protocols: 16,
+            group_metadata_max_bytes: 4 * 1024 * 1024,
             max_groups: 1_000,
             offset_metadata_max_bytes: 4_096,
             offsets_retention_ms: 7 * 24 * 60 * 60 * 1000,
@@ -141,11 +159,13 @@ impl Default for BrokerConfig {
 
 /// A batch header is 61 bytes; a smaller limit could hold no record.
 const MESSAGE_BYTES_MIN: usize = 1_024;
+/// Less would not hold the subscription of one ordinary member.
+const GROUP_METADATA_BYTES_MIN: usize = 1_024;
 
 impl BrokerConfig {
     /// Checks every bound that another part relies on.
     pub fn validate(&self) -> Result<(), BrokerError> {
-        let checks: [(&'static str, bool, &str); 12] = [
+        let checks: [(&'static str, bool, &str); 17] = [
             ("worker_threads", self.worker_threads >= 1, "at least 1"),
             (
                 "fsync_interval_ms",
@@ -183,6 +203,28 @@ impl BrokerConfig {
                 "max_inflight_request_bytes",
                 self.max_inflight_request_bytes >= self.max_request_bytes,
                 "at least max_request_bytes",
+            ),
+            (
+                "frame_read_timeout_ms",
+                self.frame_read_timeout_ms >= 1,
+                "at least 1",
+            ),
+            (
+                "max_inflight_fetch_bytes",
+                self.max_inflight_fetch_bytes >= self.max_message_bytes
+                    && self.max_inflight_fetch_bytes <= 1024 * 1024 * 1024 * 1024,
+                "max_message_bytes to 1 TiB",
+            ),
+            ("recovery_threads", self.recovery_threads >= 1, "at least 1"),
+            (
+                "group_max_protocols",
+                self.group_max_protocols >= 1,
+                "at least 1",
+            ),
+            (
+                "group_metadata_max_bytes",
+                self.group_metadata_max_bytes >= GROUP_METADATA_BYTES_MIN,
+                "at least 1 KiB",
             ),
             ("num_partitions", self.num_partitions >= 1, "at least 1"),
             ("max_connections", self.max_connections >= 1, "at least 1"),

@@ -13,14 +13,14 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::sync::{OwnedSemaphorePermit, mpsc};
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout, timeout_at};
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, warn};
 
 use crate::api::Context;
 use crate::dispatch::{self, Envelope, Reply, RequestError};
 use crate::frame::{self, FrameError, LENGTH_LEN};
-use crate::node::{FRAME_UNIT_BYTES, Node};
+use crate::node::{Node, UNIT_BYTES};
 use crate::stats::add;
 
 /// Responses waiting to be written; a client has at most this many requests
@@ -39,6 +39,8 @@ enum Closed {
     Io(#[from] std::io::Error),
     #[error("no request for too long")]
     Idle,
+    #[error("a request did not arrive within frame_read_timeout_ms")]
+    FrameTimeout,
     #[error("the client does not read its responses")]
     WriteTimeout,
     #[error("bad frame: {0}")]
@@ -102,11 +104,15 @@ fn log_close(node: &Node, peer: &str, closed: &Closed) {
             add(&node.counters.requests_malformed, 1);
             warn!(peer, reason = %closed, "closed a connection");
         }
+        Closed::FrameTimeout | Closed::WriteTimeout => {
+            warn!(peer, reason = %closed, "closed a connection");
+        }
         _ => debug!(peer, reason = %closed, "connection closed"),
     }
 }
 
-/// A response on its way out, with the memory its request still holds.
+/// A response on its way out, with the memory its request still holds. What a
+/// response holds itself comes with it.
 type Queued = (Reply, Option<OwnedSemaphorePermit>);
 
 struct Reader {
@@ -151,7 +157,9 @@ impl Reader {
         let node = Arc::clone(&self.context.node);
         let max_bytes = node.config.max_request_bytes;
         let idle = Duration::from_millis(node.config.connection_idle_ms);
+        let frame_time = Duration::from_millis(node.config.frame_read_timeout_ms);
         let mut permit = None;
+        let mut deadline: Option<Instant> = None;
         loop {
             if let Some(frame) = frame::take_frame(&mut self.buffer, max_bytes)? {
                 return Ok((frame, permit));
@@ -163,13 +171,23 @@ impl Reader {
             if let Some(len) = announced.filter(|len| permit.is_none() && *len > SMALL_FRAME_BYTES)
             {
                 permit = Some(reserve(&node, len, idle).await?);
+                // Time spent waiting for memory is not the client's.
+                deadline = None;
             }
+            if deadline.is_none() && !self.buffer.is_empty() {
+                deadline = Some(Instant::now() + frame_time);
+            }
+            let idle_at = Instant::now() + idle;
+            let until = deadline.map_or(idle_at, |deadline| deadline.min(idle_at));
             frame::make_room(&mut self.buffer, max_bytes);
             let received = tokio::select! {
-                received = timeout(idle, self.read.read_buf(&mut self.buffer)) => received,
+                received = timeout_at(until, self.read.read_buf(&mut self.buffer)) => received,
                 () = node.stopping.cancelled() => return Err(Closed::Stopping),
             };
             match received {
+                Err(_) if deadline.is_some_and(|deadline| deadline <= until) => {
+                    return Err(Closed::FrameTimeout);
+                }
                 Err(_) => return Err(Closed::Idle),
                 Ok(Err(error)) => return Err(error.into()),
                 Ok(Ok(0)) => self.eof = true,
@@ -209,7 +227,7 @@ const READ_AHEAD_ROOM_BYTES: usize = LENGTH_LEN * 1024;
 
 /// Counts a large frame against the memory all connections share.
 async fn reserve(node: &Node, len: usize, idle: Duration) -> Result<OwnedSemaphorePermit, Closed> {
-    let units = u32::try_from(len.div_ceil(FRAME_UNIT_BYTES)).unwrap_or(u32::MAX);
+    let units = u32::try_from(len.div_ceil(UNIT_BYTES)).unwrap_or(u32::MAX);
     let permit = Arc::clone(&node.frame_units).acquire_many_owned(units);
     tokio::select! {
         permit = timeout(idle, permit) => match permit {
@@ -228,8 +246,13 @@ async fn write_replies(
     write_timeout: Duration,
 ) -> Closed {
     while let Some((reply, _permit)) = queue.recv().await {
+        let mut _held = None;
         let frame = match reply {
             Reply::Frame(frame) => Ok(frame),
+            Reply::Counted(frame, permit) => {
+                _held = permit;
+                Ok(frame)
+            }
             Reply::Later(frame) => frame.await,
             Reply::Silent => continue,
             Reply::Close => return Closed::OnPurpose,

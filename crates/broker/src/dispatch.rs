@@ -14,9 +14,10 @@ use kafka_protocol::messages::{
     ProduceResponse, RequestHeader, ResponseHeader, SyncGroupRequest,
 };
 use kafka_protocol::protocol::{Decodable, Encodable, HeaderVersion};
+use tokio::sync::OwnedSemaphorePermit;
 
 use crate::api::produce::Produced;
-use crate::api::{Context, configs, fetch, groups, metadata, offsets, produce, topics};
+use crate::api::{Context, committed, configs, fetch, groups, metadata, offsets, produce, topics};
 use crate::shape::{self, ShapeError};
 
 /// A request that is served, and its versions.
@@ -75,6 +76,8 @@ pub enum RequestError {
 pub enum Reply {
     /// A whole frame to send.
     Frame(Bytes),
+    /// A frame that holds a share of the memory for fetched records.
+    Counted(Bytes, Option<OwnedSemaphorePermit>),
     /// A frame that is not ready yet; later requests need not wait for it.
     Later(BoxFuture<'static, Result<Bytes, RequestError>>),
     Silent,
@@ -158,13 +161,18 @@ async fn route(ctx: &Context, envelope: Envelope, body: Bytes) -> Result<Reply, 
             let request: ProduceRequest = decode(body, envelope.version)?;
             produced(envelope, produce::produce(ctx, request).await)
         }
-        ApiKey::Fetch => answer!(FetchRequest, |r| fetch::fetch(ctx, r).await),
+        ApiKey::Fetch => {
+            let request: FetchRequest = decode(body, envelope.version)?;
+            let (response, permit) = fetch::fetch(ctx, request).await;
+            encode(envelope, &response).map(|frame| Reply::Counted(frame, permit))
+        }
         ApiKey::ListOffsets => answer!(ListOffsetsRequest, |r| offsets::list_offsets(ctx, &r)),
         ApiKey::Metadata => answer!(MetadataRequest, |r| metadata::metadata(ctx, &r)),
         ApiKey::OffsetCommit => {
-            answer!(OffsetCommitRequest, |r| groups::offset_commit(ctx, r).await)
+            answer!(OffsetCommitRequest, |r| committed::offset_commit(ctx, r)
+                .await)
         }
-        ApiKey::OffsetFetch => answer!(OffsetFetchRequest, |r| groups::offset_fetch(ctx, r)),
+        ApiKey::OffsetFetch => answer!(OffsetFetchRequest, |r| committed::offset_fetch(ctx, r)),
         ApiKey::FindCoordinator => {
             answer!(FindCoordinatorRequest, |r| metadata::find_coordinator(
                 ctx, &r

@@ -27,8 +27,8 @@ use crate::topics::Topics;
 pub const NODE_ID: i32 = 1;
 const LOCK_RETRY: Duration = Duration::from_millis(20);
 const OFFSET_EXPIRY_INTERVAL: Duration = Duration::from_secs(60);
-/// Memory for frames is counted in pieces of this size.
-pub const FRAME_UNIT_BYTES: usize = 1024;
+/// Memory for frames and for fetched records is counted in pieces of this size.
+pub const UNIT_BYTES: usize = 1024;
 
 pub struct Node {
     pub config: BrokerConfig,
@@ -44,6 +44,8 @@ pub struct Node {
     pub stopping: CancellationToken,
     /// Bounds the memory of frames being read or handled.
     pub frame_units: Arc<Semaphore>,
+    /// Bounds the memory of records that were fetched and are not yet sent.
+    pub fetch_units: Arc<Semaphore>,
     /// Held as long as anything may still write to the data folder.
     _lock: DataDirLock,
 }
@@ -88,7 +90,7 @@ impl Node {
     ) -> Result<Node, BrokerError> {
         let dir: PathBuf = config.data_dir.clone();
         let storage = || BrokerError::storage("opening", &dir);
-        let units = config.max_inflight_request_bytes / FRAME_UNIT_BYTES;
+        let units = |bytes: usize| Arc::new(Semaphore::new(bytes / UNIT_BYTES));
         Ok(Node {
             topics: Topics::open(&dir.join("topics"), &config)?,
             groups: Coordinator::open(&dir, &config).map_err(storage())?,
@@ -99,7 +101,8 @@ impl Node {
             faults,
             counters: Counters::default(),
             stopping: CancellationToken::new(),
-            frame_units: Arc::new(Semaphore::new(units)),
+            frame_units: units(config.max_inflight_request_bytes),
+            fetch_units: units(config.max_inflight_fetch_bytes),
             config,
             _lock: lock,
         })

@@ -9,9 +9,16 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
+use bytes::BytesMut;
+use kafka_protocol::messages::join_group_request::JoinGroupRequestProtocol;
+use kafka_protocol::messages::{
+    ConsumerProtocolSubscription, GroupId, JoinGroupRequest, SyncGroupRequest,
+};
+use kafka_protocol::protocol::{Encodable, StrBytes};
 use parking_lot::Mutex;
 use rdkafka::consumer::{BaseConsumer, CommitMode, Consumer};
 use rdkafka::{Offset, TopicPartitionList};
+use streamgauge_broker::Broker;
 use support::*;
 
 const PARTITIONS: i32 = 4;
@@ -116,46 +123,67 @@ async fn members_share_cooperatively() {
     members_come_and_go("cooperative-sticky").await;
 }
 
-/// A member that joins through the raw protocol and then falls silent, as a
-/// killed process does.
-#[tokio::test]
-async fn a_killed_member_loses_its_partitions_after_its_session() {
+/// Joins the group through the raw protocol and gets a share. It never says
+/// anything more, as a process that is killed.
+async fn join_and_fall_silent(broker: &Broker) -> Raw {
+    let mut client = Raw::connect(broker).await;
+    let text = |text: &str| StrBytes::from_string(text.to_owned());
+    let subscription = ConsumerProtocolSubscription::default().with_topics(vec![text("work")]);
+    let mut metadata = BytesMut::from(&0i16.to_be_bytes()[..]);
+    subscription.encode(&mut metadata, 0).unwrap();
+    let protocol = JoinGroupRequestProtocol::default()
+        .with_name(text("range"))
+        .with_metadata(metadata.freeze());
+    let mut join = JoinGroupRequest::default()
+        .with_group_id(GroupId(text("workers")))
+        .with_session_timeout_ms(1_000)
+        .with_rebalance_timeout_ms(30_000)
+        .with_protocol_type(text("consumer"))
+        .with_protocols(vec![protocol]);
+    join.member_id = client.call(5, &join).await.member_id;
+    let joined = client.call(5, &join).await;
+    assert_eq!(joined.error_code, 0);
+    let sync = SyncGroupRequest::default()
+        .with_group_id(join.group_id.clone())
+        .with_generation_id(joined.generation_id)
+        .with_member_id(joined.member_id);
+    let synced = client.call(3, &sync).await;
+    assert!(synced.error_code == 0 && !synced.assignment.is_empty());
+    client
+}
+
+async fn a_lost_member_loses_its_partitions(hangs_up: bool) {
     let dir = tempfile::tempdir().unwrap();
     let broker = start(dir.path()).await;
     broker.create_topic("work", PARTITIONS).await.unwrap();
     let bootstrap = broker.bootstrap();
     let survivor = Member::start(&bootstrap, &[]);
     eventually("the first to have all", || survivor.assigned() == all()).await;
-    // This client's process is killed without a word.
-    let mut child = std::process::Command::new(std::env::current_exe().unwrap())
-        .args(["--exact", "joins_and_stays", "--nocapture", "--ignored"])
-        .env("BROKER_TEST_BOOTSTRAP", &bootstrap)
-        .stdout(std::process::Stdio::null())
-        .spawn()
-        .unwrap();
+    let mut lost = Some(join_and_fall_silent(&broker).await);
     eventually("the second to have its share", || {
         survivor.assigned().len() == 2
     })
     .await;
-    child.kill().unwrap();
-    child.wait().unwrap();
+    if hangs_up {
+        lost = None;
+    }
     eventually("the survivor to have all again", || {
         survivor.assigned() == all()
     })
     .await;
+    drop(lost);
     blocking(move || survivor.leave()).await;
     stop(broker).await;
 }
 
-/// The process that the test above kills.
-#[test]
-#[ignore = "run by a_killed_member_loses_its_partitions_after_its_session"]
-fn joins_and_stays() {
-    let Ok(bootstrap) = std::env::var("BROKER_TEST_BOOTSTRAP") else {
-        return;
-    };
-    let member = Member::start(&bootstrap, &[]);
-    member.thread.unwrap().join().unwrap();
+#[tokio::test]
+async fn a_silent_member_loses_its_partitions_after_its_session() {
+    a_lost_member_loses_its_partitions(false).await;
+}
+
+#[tokio::test]
+async fn a_killed_member_loses_its_partitions_after_its_session() {
+    a_lost_member_loses_its_partitions(true).await;
 }
 
 #[tokio::test]
@@ -253,7 +281,7 @@ async fn a_group_resumes_where_it_committed_after_the_broker_restarts() {
         listen: address,
         ..config(dir.path())
     };
-    let broker = streamgauge_broker::Broker::start(config).await.unwrap();
+    let broker = Broker::start(config).await.unwrap();
     blocking(move || fill(&bootstrap, "work", None, 100, b"after")).await;
     eventually("the records after", || {
         let seen = member.seen.lock();

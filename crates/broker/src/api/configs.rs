@@ -7,7 +7,7 @@ use kafka_protocol::messages::describe_configs_response::{
 };
 use kafka_protocol::messages::{DescribeConfigsRequest, DescribeConfigsResponse};
 
-use super::{Context, text};
+use super::{Context, distinct, text};
 use crate::node::NODE_ID;
 use crate::topics::Topic;
 
@@ -27,9 +27,11 @@ pub fn describe_configs(
     ctx: &Context,
     request: &DescribeConfigsRequest,
 ) -> DescribeConfigsResponse {
-    let results = request
-        .resources
-        .iter()
+    let resources = distinct(&request.resources, |resource| {
+        (resource.resource_type, resource.resource_name.as_str())
+    });
+    let results = resources
+        .into_iter()
         .map(|resource| describe(ctx, resource));
     DescribeConfigsResponse::default().with_results(results.collect())
 }

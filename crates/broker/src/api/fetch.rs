@@ -9,27 +9,33 @@ use kafka_protocol::ResponseError as E;
 use kafka_protocol::messages::fetch_request::{FetchPartition, FetchTopic};
 use kafka_protocol::messages::fetch_response::{FetchableTopicResponse, PartitionData};
 use kafka_protocol::messages::{FetchRequest, FetchResponse};
-use tokio::sync::Notify;
+use tokio::sync::{Notify, OwnedSemaphorePermit};
 use tokio::time::Instant;
 use tracing::warn;
 
-use super::{Context, disk};
+use super::{Asked, Context, disk};
 use crate::log::{LEADER_EPOCH, Partition, ReadError, Watch};
-use crate::node::Node;
+use crate::node::{Node, UNIT_BYTES};
 use crate::stats::add;
 
 /// A partition asked for, if it exists.
 type Wanted<'a> = (&'a FetchPartition, Option<Arc<Partition>>);
 
-pub async fn fetch(ctx: &Context, request: FetchRequest) -> FetchResponse {
+/// The answer, and the share of the memory for fetched records that it holds.
+pub type Fetched = (FetchResponse, Option<OwnedSemaphorePermit>);
+
+pub async fn fetch(ctx: &Context, request: FetchRequest) -> Fetched {
     if request.session_id != 0 && request.session_epoch > 0 {
-        return FetchResponse::default().with_error_code(E::FetchSessionIdNotFound.code());
+        let error = E::FetchSessionIdNotFound.code();
+        return (FetchResponse::default().with_error_code(error), None);
     }
     let node = &ctx.node;
+    let mut asked = Asked::default();
     let wanted: Vec<(&FetchTopic, Vec<Wanted<'_>>)> = request
         .topics
         .iter()
-        .map(|topic| (topic, find_partitions(node, topic)))
+        .map(|topic| (topic, find_partitions(node, topic, &mut asked)))
+        .filter(|(_, partitions)| !partitions.is_empty())
         .collect();
     let longest_ms = i32::try_from(node.config.fetch_wait_ms_max).unwrap_or(i32::MAX);
     let wait_ms = request.max_wait_ms.clamp(0, longest_ms) as u64;
@@ -46,10 +52,12 @@ pub async fn fetch(ctx: &Context, request: FetchRequest) -> FetchResponse {
     loop {
         let is_due = Instant::now() >= deadline || ctx.gone.is_cancelled();
         if is_due || min_bytes == 0 || may_have_data(&wanted) {
-            let (response, bytes, has_error) = read_all(&wanted, max_bytes);
-            if is_due || has_error || bytes >= min_bytes {
+            let share = Share::take(node, most_to_read(&wanted, max_bytes));
+            let (response, bytes, has_error) = read_all(&wanted, share.bytes.min(max_bytes));
+            let is_enough = bytes >= min_bytes || (share.is_short && bytes > 0);
+            if is_due || has_error || is_enough {
                 add(&node.counters.bytes_fetched, bytes as u64);
-                return response;
+                return (response, share.keep(bytes));
             }
         }
         tokio::select! {
@@ -61,10 +69,66 @@ pub async fn fetch(ctx: &Context, request: FetchRequest) -> FetchResponse {
     }
 }
 
-fn find_partitions<'a>(node: &Node, topic: &'a FetchTopic) -> Vec<Wanted<'a>> {
+/// A share of the memory for fetched records, taken before they are read.
+struct Share {
+    permit: Option<OwnedSemaphorePermit>,
+    bytes: usize,
+    /// Less than was wished for.
+    is_short: bool,
+}
+
+impl Share {
+    /// Takes `bytes`, or what is left. With less than a batch left it takes
+    /// nothing: then one batch is read uncounted, so that slow readers cannot
+    /// stop the others.
+    fn take(node: &Node, bytes: usize) -> Share {
+        let units = &node.fetch_units;
+        let wished = bytes.div_ceil(UNIT_BYTES);
+        let count = wished.min(units.available_permits());
+        let is_short = count < wished;
+        let holds_a_batch = !is_short || count * UNIT_BYTES >= node.config.max_message_bytes;
+        let permit = match u32::try_from(count) {
+            Ok(count) if holds_a_batch => Arc::clone(units).try_acquire_many_owned(count).ok(),
+            _ => None,
+        };
+        Share {
+            bytes: permit.as_ref().map_or(0, |_| count * UNIT_BYTES),
+            is_short: is_short || permit.is_none(),
+            permit,
+        }
+    }
+
+    /// Gives back all but what `bytes` need.
+    fn keep(self, bytes: usize) -> Option<OwnedSemaphorePermit> {
+        let mut permit = self.permit?;
+        let needed = bytes.div_ceil(UNIT_BYTES);
+        drop(permit.split(permit.num_permits().saturating_sub(needed)));
+        Some(permit)
+    }
+}
+
+/// The most that reading could give.
+fn most_to_read(wanted: &[(&FetchTopic, Vec<Wanted<'_>>)], max_bytes: usize) -> usize {
+    let each = logs(wanted).filter_map(|(partition, log)| {
+        let log = log.as_ref()?;
+        let allowed = usize::try_from(partition.partition_max_bytes).unwrap_or(0);
+        let has_new = partition.fetch_offset != log.high_watermark();
+        let held = usize::try_from(log.size_bytes()).unwrap_or(usize::MAX);
+        // A batch is given whole even when it is larger than was allowed.
+        has_new.then(|| allowed.max(log.settings().max_message_bytes).min(held))
+    });
+    each.fold(0, usize::saturating_add).min(max_bytes)
+}
+
+fn find_partitions<'a>(
+    node: &Node,
+    topic: &'a FetchTopic,
+    asked: &mut Asked<'a>,
+) -> Vec<Wanted<'a>> {
     topic
         .partitions
         .iter()
+        .filter(|partition| asked.is_new(&topic.topic, partition.partition))
         .map(|partition| {
             let log = node.topics.partition(&topic.topic, partition.partition);
             (partition, log)

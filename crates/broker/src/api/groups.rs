@@ -10,30 +10,19 @@ use kafka_protocol::messages::describe_groups_response::{DescribedGroup, Describ
 use kafka_protocol::messages::join_group_response::JoinGroupResponseMember;
 use kafka_protocol::messages::leave_group_response::MemberResponse;
 use kafka_protocol::messages::list_groups_response::ListedGroup;
-use kafka_protocol::messages::offset_commit_response::{
-    OffsetCommitResponsePartition, OffsetCommitResponseTopic,
-};
-use kafka_protocol::messages::offset_fetch_response::{
-    OffsetFetchResponseGroup, OffsetFetchResponsePartition, OffsetFetchResponsePartitions,
-    OffsetFetchResponseTopic, OffsetFetchResponseTopics,
-};
 use kafka_protocol::messages::{
     DeleteGroupsRequest, DeleteGroupsResponse, DescribeGroupsRequest, DescribeGroupsResponse,
     GroupId, HeartbeatRequest, HeartbeatResponse, JoinGroupRequest, JoinGroupResponse,
-    LeaveGroupRequest, LeaveGroupResponse, ListGroupsRequest, ListGroupsResponse,
-    OffsetCommitRequest, OffsetCommitResponse, OffsetFetchRequest, OffsetFetchResponse,
-    SyncGroupRequest, SyncGroupResponse, TopicName,
+    LeaveGroupRequest, LeaveGroupResponse, ListGroupsRequest, ListGroupsResponse, SyncGroupRequest,
+    SyncGroupResponse,
 };
 use kafka_protocol::protocol::StrBytes;
 use tokio::sync::oneshot;
 use tracing::{debug, warn};
 
-use super::{Context, disk, text};
-use crate::config::Fsync;
+use super::{Context, disk, distinct, text};
 use crate::group::member::{JoinParams, Joined, Protocol, Step, Synced};
-use crate::group::offsets::Committed;
 use crate::group::{Group, State};
-use crate::log::now_ms;
 
 // --- joining and syncing ---------------------------------------------------
 
@@ -54,6 +43,10 @@ pub async fn join_group(ctx: &Context, request: JoinGroupRequest) -> JoinGroupRe
             .await
             .unwrap_or_else(|error| Joined::refused(error.code(), &request.member_id)),
     };
+    if joined.error == E::GroupMaxSizeReached.code() {
+        warn!(group = %*request.group_id, client = ctx.client_id,
+            "refused a member: the group is at group_max_members or group_metadata_max_bytes");
+    }
     debug!(group = %*request.group_id, member = joined.member_id, generation = joined.generation,
         error = joined.error, "join answered");
     join_response(ctx, joined)
@@ -81,6 +74,11 @@ fn join_params(ctx: &Context, request: &JoinGroupRequest) -> Result<JoinParams, 
         0 => session_ms,
         _ => u64::try_from(request.rebalance_timeout_ms).unwrap_or(session_ms),
     };
+    if request.protocols.len() > config.group_max_protocols {
+        warn!(group = %*request.group_id, client = ctx.client_id,
+            "refused a member: it offers more than group_max_protocols");
+        return Err(E::InvalidRequest);
+    }
     let protocols = request.protocols.iter().map(|protocol| Protocol {
         name: protocol.name.to_string(),
         metadata: owned(&protocol.metadata),
@@ -221,204 +219,6 @@ pub async fn leave_group(ctx: &Context, request: LeaveGroupRequest) -> LeaveGrou
     LeaveGroupResponse::default().with_members(members.collect())
 }
 
-// --- offsets ---------------------------------------------------------------
-
-pub async fn offset_commit(ctx: &Context, request: OffsetCommitRequest) -> OffsetCommitResponse {
-    let groups = &ctx.node.groups;
-    let generation = request.generation_id_or_member_epoch;
-    if generation >= 0 && groups.get(&request.group_id).is_none() {
-        return commit_response(&request, |_, _| E::IllegalGeneration.code());
-    }
-    let group = match groups.get_or_create(&request.group_id) {
-        Ok(group) => group,
-        Err(error) => return commit_response(&request, |_, _| error.code()),
-    };
-    // Held over the write: see the coordinator.
-    let mut group = group.lock().await;
-    let allowed = group.check_commit(
-        &request.member_id,
-        request.group_instance_id.as_deref(),
-        generation,
-        Instant::now(),
-    );
-    if let Err(error) = allowed {
-        return commit_response(&request, |_, _| error.code());
-    }
-    store_offsets(ctx, &request)
-}
-
-fn store_offsets(ctx: &Context, request: &OffsetCommitRequest) -> OffsetCommitResponse {
-    let node = &ctx.node;
-    let longest = node.config.offset_metadata_max_bytes;
-    let check = |topic: &str, partition: i32, metadata_len: usize| {
-        if node.topics.partition(topic, partition).is_none() {
-            E::UnknownTopicOrPartition.code()
-        } else if metadata_len > longest {
-            E::OffsetMetadataTooLarge.code()
-        } else {
-            0
-        }
-    };
-    let committed_ms = now_ms();
-    let mut accepted = Vec::new();
-    for topic in &request.topics {
-        for partition in &topic.partitions {
-            let metadata = partition.committed_metadata.as_deref().unwrap_or_default();
-            if check(&topic.name, partition.partition_index, metadata.len()) == 0 {
-                let committed = Committed {
-                    offset: partition.committed_offset,
-                    leader_epoch: partition.committed_leader_epoch,
-                    metadata: metadata.to_owned(),
-                    committed_ms,
-                };
-                accepted.push((topic.name.to_string(), partition.partition_index, committed));
-            }
-        }
-    }
-    let sync = node.config.fsync == Fsync::Always;
-    let stored = match accepted.is_empty() {
-        true => Ok(()),
-        false => disk(|| {
-            node.groups
-                .offsets
-                .commit(&request.group_id, accepted, sync)
-        }),
-    };
-    if let Err(error) = stored {
-        warn!(%error, "storing committed offsets failed");
-        return commit_response(request, |_, _| E::CoordinatorNotAvailable.code());
-    }
-    commit_response(request, |topic, partition| {
-        let metadata = partition.committed_metadata.as_deref().unwrap_or_default();
-        check(topic, partition.partition_index, metadata.len())
-    })
-}
-
-type CommitPartition =
-    kafka_protocol::messages::offset_commit_request::OffsetCommitRequestPartition;
-
-fn commit_response(
-    request: &OffsetCommitRequest,
-    code: impl Fn(&str, &CommitPartition) -> i16,
-) -> OffsetCommitResponse {
-    let topics = request.topics.iter().map(|topic| {
-        let partitions = topic.partitions.iter().map(|partition| {
-            OffsetCommitResponsePartition::default()
-                .with_partition_index(partition.partition_index)
-                .with_error_code(code(&topic.name, partition))
-        });
-        OffsetCommitResponseTopic::default()
-            .with_name(topic.name.clone())
-            .with_partitions(partitions.collect())
-    });
-    OffsetCommitResponse::default().with_topics(topics.collect())
-}
-
-/// One partition's answer in the shape of all versions.
-struct Fetched {
-    partition: i32,
-    offset: i64,
-    leader_epoch: i32,
-    metadata: String,
-}
-
-/// A group's offsets by topic: those asked for, or all it has.
-fn fetch_offsets(
-    ctx: &Context,
-    group: &str,
-    topics: Option<Vec<(TopicName, Vec<i32>)>>,
-) -> Vec<(TopicName, Vec<Fetched>)> {
-    let store = &ctx.node.groups.offsets;
-    if let Some(topics) = topics {
-        let fetched = topics.into_iter().map(|(topic, partitions)| {
-            let offsets = partitions
-                .into_iter()
-                .map(|partition| fetched(partition, store.get(group, &topic, partition)));
-            let offsets = offsets.collect();
-            (topic, offsets)
-        });
-        return fetched.collect();
-    }
-    let mut all: Vec<(TopicName, Vec<Fetched>)> = Vec::new();
-    for ((topic, partition), committed) in store.all(group) {
-        let fetched = fetched(partition, Some(committed));
-        match all.last_mut() {
-            Some((name, offsets)) if **name == *topic => offsets.push(fetched),
-            _ => all.push((TopicName(text(topic)), vec![fetched])),
-        }
-    }
-    all
-}
-
-fn fetched(partition: i32, committed: Option<Committed>) -> Fetched {
-    match committed {
-        Some(committed) => Fetched {
-            partition,
-            offset: committed.offset,
-            leader_epoch: committed.leader_epoch,
-            metadata: committed.metadata,
-        },
-        None => Fetched {
-            partition,
-            offset: -1,
-            leader_epoch: -1,
-            metadata: String::new(),
-        },
-    }
-}
-
-pub fn offset_fetch(ctx: &Context, request: OffsetFetchRequest) -> OffsetFetchResponse {
-    if ctx.version >= 8 {
-        let groups = request.groups.into_iter().map(|group| {
-            let topics = group.topics.map(|topics| {
-                let asked = topics.into_iter();
-                asked
-                    .map(|topic| (topic.name, topic.partition_indexes))
-                    .collect()
-            });
-            let fetched = fetch_offsets(ctx, &group.group_id, topics);
-            OffsetFetchResponseGroup::default()
-                .with_group_id(group.group_id)
-                .with_topics(fetched.into_iter().map(fetched_topic_8).collect())
-        });
-        return OffsetFetchResponse::default().with_groups(groups.collect());
-    }
-    let topics = request.topics.map(|topics| {
-        let asked = topics.into_iter();
-        asked
-            .map(|topic| (topic.name, topic.partition_indexes))
-            .collect()
-    });
-    let fetched = fetch_offsets(ctx, &request.group_id, topics);
-    OffsetFetchResponse::default().with_topics(fetched.into_iter().map(fetched_topic).collect())
-}
-
-fn fetched_topic((name, offsets): (TopicName, Vec<Fetched>)) -> OffsetFetchResponseTopic {
-    let partitions = offsets.into_iter().map(|fetched| {
-        OffsetFetchResponsePartition::default()
-            .with_partition_index(fetched.partition)
-            .with_committed_offset(fetched.offset)
-            .with_committed_leader_epoch(fetched.leader_epoch)
-            .with_metadata(Some(text(fetched.metadata)))
-    });
-    OffsetFetchResponseTopic::default()
-        .with_name(name)
-        .with_partitions(partitions.collect())
-}
-
-fn fetched_topic_8((name, offsets): (TopicName, Vec<Fetched>)) -> OffsetFetchResponseTopics {
-    let partitions = offsets.into_iter().map(|fetched| {
-        OffsetFetchResponsePartitions::default()
-            .with_partition_index(fetched.partition)
-            .with_committed_offset(fetched.offset)
-            .with_committed_leader_epoch(fetched.leader_epoch)
-            .with_metadata(Some(text(fetched.metadata)))
-    });
-    OffsetFetchResponseTopics::default()
-        .with_name(name)
-        .with_partitions(partitions.collect())
-}
-
 // --- looking at groups -----------------------------------------------------
 
 pub async fn list_groups(ctx: &Context, request: ListGroupsRequest) -> ListGroupsResponse {
@@ -453,7 +253,7 @@ pub async fn describe_groups(
     request: DescribeGroupsRequest,
 ) -> DescribeGroupsResponse {
     let mut groups = Vec::new();
-    for id in request.groups {
+    for id in distinct(request.groups, Clone::clone) {
         let described = match ctx.node.groups.get(&id) {
             Some(group) => describe(&*group.lock().await),
             None => {
@@ -488,7 +288,7 @@ fn describe(group: &Group) -> DescribedGroup {
 
 pub async fn delete_groups(ctx: &Context, request: DeleteGroupsRequest) -> DeleteGroupsResponse {
     let mut results = Vec::new();
-    for id in request.groups_names {
+    for id in distinct(request.groups_names, Clone::clone) {
         let error = delete_one(ctx, &id).await;
         let result = DeletableGroupResult::default().with_error_code(code_of(error));
         results.push(result.with_group_id(id));

@@ -14,7 +14,7 @@ use kafka_protocol::messages::{
     TopicName,
 };
 
-use super::{Context, disk, text};
+use super::{Context, disk, distinct, text};
 use crate::error::BrokerError;
 use crate::log::LEADER_EPOCH;
 use crate::node::NODE_ID;
@@ -31,8 +31,8 @@ pub fn metadata(ctx: &Context, request: &MetadataRequest) -> MetadataResponse {
         Some(topics) => ctx.version == 0 && topics.is_empty(),
     };
     let topics = match (&request.topics, asks_for_all) {
-        (Some(topics), false) => topics
-            .iter()
+        (Some(topics), false) => distinct(topics, |topic| (topic.name.as_deref(), topic.topic_id))
+            .into_iter()
             .map(|topic| describe(ctx, topic, request.allow_auto_topic_creation))
             .collect(),
         _ => node.topics.all().iter().map(|topic| found(topic)).collect(),
@@ -123,7 +123,8 @@ pub fn find_coordinator(
         false => E::TransactionalIdAuthorizationFailed.code(),
     };
     let message = (!supported).then(|| text(refusal));
-    let coordinators = request.coordinator_keys.iter().map(|key| {
+    let keys = distinct(&request.coordinator_keys, |key| key.as_str());
+    let coordinators = keys.into_iter().map(|key| {
         Coordinator::default()
             .with_key(key.clone())
             .with_node_id(BrokerId(NODE_ID))

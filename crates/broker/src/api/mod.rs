@@ -2,6 +2,7 @@
 //! gives a response or the protocol's own error in it; it never closes a
 //! connection and never sees a socket.
 
+pub mod committed;
 pub mod configs;
 pub mod fetch;
 pub mod groups;
@@ -10,6 +11,8 @@ pub mod offsets;
 pub mod produce;
 pub mod topics;
 
+use std::collections::HashSet;
+use std::hash::Hash;
 use std::sync::Arc;
 
 use kafka_protocol::protocol::StrBytes;
@@ -32,6 +35,28 @@ pub struct Context {
 /// the runtime moves them to another thread meanwhile.
 pub fn disk<R>(work: impl FnOnce() -> R) -> R {
     tokio::task::block_in_place(work)
+}
+
+/// The first of each of what a request names, however often it names it: the
+/// answer grows with what there is, not with how often it is asked for.
+pub fn distinct<T, K: Hash + Eq>(
+    named: impl IntoIterator<Item = T>,
+    key: impl Fn(&T) -> K,
+) -> Vec<T> {
+    let mut seen = HashSet::new();
+    let first = named.into_iter().filter(|item| seen.insert(key(item)));
+    first.collect()
+}
+
+/// The partitions that a request has named so far, to answer each once.
+#[derive(Default)]
+pub struct Asked<'a>(HashSet<(&'a str, i32)>);
+
+impl<'a> Asked<'a> {
+    /// Whether a partition is named for the first time.
+    pub fn is_new(&mut self, topic: &'a str, partition: i32) -> bool {
+        self.0.insert((topic, partition))
+    }
 }
 
 pub fn text(text: impl Into<String>) -> StrBytes {

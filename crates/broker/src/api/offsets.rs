@@ -19,7 +19,7 @@ use kafka_protocol::messages::{
 };
 use tracing::warn;
 
-use super::{Context, disk};
+use super::{Asked, Context, disk};
 use crate::log::{LEADER_EPOCH, Partition};
 
 const LATEST: i64 = -1;
@@ -29,8 +29,11 @@ const MAX_TIMESTAMP: i64 = -3;
 const TO_HIGH_WATERMARK: i64 = -1;
 
 pub fn list_offsets(ctx: &Context, request: &ListOffsetsRequest) -> ListOffsetsResponse {
+    let mut asked = Asked::default();
     let topics = request.topics.iter().map(|topic| {
-        let partitions = topic.partitions.iter().map(|partition| {
+        let named = topic.partitions.iter();
+        let first = named.filter(|partition| asked.is_new(&topic.name, partition.partition_index));
+        let partitions = first.map(|partition| {
             match ctx
                 .node
                 .topics
@@ -88,8 +91,11 @@ pub fn offset_for_leader_epoch(
     ctx: &Context,
     request: &OffsetForLeaderEpochRequest,
 ) -> OffsetForLeaderEpochResponse {
+    let mut asked = Asked::default();
     let topics = request.topics.iter().map(|topic| {
-        let partitions = topic.partitions.iter().map(|partition| {
+        let named = topic.partitions.iter();
+        let first = named.filter(|partition| asked.is_new(&topic.topic, partition.partition));
+        let partitions = first.map(|partition| {
             match ctx.node.topics.partition(&topic.topic, partition.partition) {
                 Some(log) => epoch_end(partition, &log),
                 None => no_epoch(partition, E::UnknownTopicOrPartition),
@@ -122,8 +128,11 @@ fn no_epoch(partition: &OffsetForLeaderPartition, error: E) -> EpochEndOffset {
 }
 
 pub fn delete_records(ctx: &Context, request: &DeleteRecordsRequest) -> DeleteRecordsResponse {
+    let mut asked = Asked::default();
     let topics = request.topics.iter().map(|topic| {
-        let partitions = topic.partitions.iter().map(|partition| {
+        let named = topic.partitions.iter();
+        let first = named.filter(|partition| asked.is_new(&topic.name, partition.partition_index));
+        let partitions = first.map(|partition| {
             match ctx
                 .node
                 .topics

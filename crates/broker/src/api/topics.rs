@@ -15,7 +15,7 @@ use tracing::warn;
 use uuid::Uuid;
 
 use super::configs::SOURCE_TOPIC;
-use super::{Context, disk, text};
+use super::{Context, disk, distinct, text};
 use crate::error::BrokerError;
 use crate::node::NODE_ID;
 
@@ -126,8 +126,8 @@ pub fn delete_topics(ctx: &Context, request: &DeleteTopicsRequest) -> DeleteTopi
         .topics
         .iter()
         .map(|topic| (topic.name.clone(), topic.topic_id));
-    let responses = by_name
-        .chain(by_either)
+    let responses = distinct(by_name.chain(by_either), Clone::clone)
+        .into_iter()
         .map(|(name, id)| disk(|| delete_one(ctx, name, id)));
     DeleteTopicsResponse::default().with_responses(responses.collect())
 }

@@ -12,8 +12,8 @@ use kafka_protocol::ResponseError as E;
 use parking_lot::Mutex;
 use tracing::warn;
 
-use super::Group;
 use super::offsets::OffsetStore;
+use super::{Group, Limits};
 use crate::config::BrokerConfig;
 use crate::log::now_ms;
 
@@ -26,7 +26,7 @@ pub struct Coordinator {
     groups: Mutex<HashMap<String, SharedGroup>>,
     pub offsets: OffsetStore,
     initial_delay: Duration,
-    members_max: usize,
+    limits: Limits,
     groups_max: usize,
     offsets_retention_ms: i64,
 }
@@ -37,7 +37,10 @@ impl Coordinator {
             groups: Mutex::default(),
             offsets: OffsetStore::open(data_dir)?,
             initial_delay: Duration::from_millis(config.group_initial_rebalance_delay_ms),
-            members_max: config.group_max_members,
+            limits: Limits {
+                members: config.group_max_members,
+                metadata_bytes: config.group_metadata_max_bytes,
+            },
             groups_max: config.max_groups,
             offsets_retention_ms: config.offsets_retention_ms,
         })
@@ -52,17 +55,32 @@ impl Coordinator {
         if id.is_empty() {
             return Err(E::InvalidGroupId);
         }
+        if let Some(group) = self.get(id) {
+            return Ok(group);
+        }
+        // Asked before this lock is taken: the store may be waiting for the disk.
+        let stored = match self.offsets.has_group(id) {
+            true => None,
+            false => Some(self.offsets.groups()),
+        };
         let mut groups = self.groups.lock();
         if let Some(group) = groups.get(id) {
             return Ok(Arc::clone(group));
         }
-        if groups.len() >= self.groups_max {
+        if stored.is_some_and(|stored| self.is_full(&groups, &stored)) {
+            warn!(group = id, "refused a new group: max_groups exist");
             return Err(E::CoordinatorNotAvailable);
         }
-        let group = Group::new(self.initial_delay, self.members_max);
+        let group = Group::new(self.initial_delay, self.limits);
         let group = Arc::new(tokio::sync::Mutex::new(group));
         groups.insert(id.to_owned(), Arc::clone(&group));
         Ok(group)
+    }
+
+    /// Whether as many groups as may be have members or committed offsets.
+    fn is_full(&self, live: &HashMap<String, SharedGroup>, stored: &[String]) -> bool {
+        let stored_only = stored.iter().filter(|name| !live.contains_key(*name));
+        live.len() + stored_only.count() >= self.groups_max
     }
 
     /// Names of groups with members or committed offsets.
@@ -100,5 +118,51 @@ impl Coordinator {
         if let Err(error) = result {
             warn!(%error, "expiring committed offsets failed");
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::group::offsets::Committed;
+
+    fn coordinator(dir: &Path) -> Coordinator {
+        let config = BrokerConfig {
+            max_groups: 3,
+            ..BrokerConfig::default()
+        };
+        Coordinator::open(dir, &config).unwrap()
+    }
+
+    fn commit(coordinator: &Coordinator, group: &str) {
+        let committed = Committed {
+            offset: 1,
+            leader_epoch: 0,
+            metadata: String::new(),
+            committed_ms: now_ms(),
+        };
+        let offsets = vec![("t".to_owned(), 0, committed)];
+        coordinator.offsets.commit(group, offsets, false).unwrap();
+    }
+
+    #[test]
+    fn groups_with_offsets_count_and_may_come_back() {
+        let dir = tempfile::tempdir().unwrap();
+        let coordinator = coordinator(dir.path());
+        for name in ["a", "b"] {
+            coordinator.get_or_create(name).unwrap();
+            commit(&coordinator, name);
+        }
+        // Both go from memory, as groups without members do.
+        coordinator.tick(Instant::now());
+        assert!(coordinator.get("a").is_none());
+        coordinator.get_or_create("live").unwrap();
+        let refused = coordinator.get_or_create("one too many");
+        assert_eq!(refused.err(), Some(E::CoordinatorNotAvailable));
+        coordinator.get_or_create("a").unwrap();
+        coordinator.get_or_create("b").unwrap();
+        coordinator.offsets.remove_group("b").unwrap();
+        coordinator.tick(Instant::now());
+        coordinator.get_or_create("room again").unwrap();
     }
 }

@@ -29,6 +29,21 @@ pub struct JoinParams {
     pub can_skip_assignment: bool,
 }
 
+impl JoinParams {
+    /// The memory that keeping this takes.
+    pub fn held_bytes(&self) -> usize {
+        let names = self.client_id.len() + self.client_host.len();
+        names + held_bytes(self.instance_id.as_deref(), &self.protocols)
+    }
+}
+
+fn held_bytes(instance_id: Option<&str>, protocols: &[Protocol]) -> usize {
+    let each = protocols
+        .iter()
+        .map(|protocol| size_of::<Protocol>() + protocol.name.len() + protocol.metadata.len());
+    instance_id.map_or(0, str::len) + each.sum::<usize>()
+}
+
 /// The answer to a join; `error` is a protocol code, 0 for none.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Joined {
@@ -129,6 +144,12 @@ impl Member {
         self.session_timeout = params.session_timeout;
         self.rebalance_timeout = params.rebalance_timeout;
         self.protocols.clone_from(&params.protocols);
+    }
+
+    /// The memory that what it said of itself takes.
+    pub fn held_bytes(&self) -> usize {
+        let names = self.id.len() + self.client_id.len() + self.client_host.len();
+        names + held_bytes(self.instance_id.as_deref(), &self.protocols)
     }
 
     pub fn heard_from(&mut self, now: Instant) {

@@ -55,11 +55,19 @@ pub struct Group {
     not_before: Option<Instant>,
     sync_deadline: Option<Instant>,
     initial_delay: Duration,
-    members_max: usize,
+    limits: Limits,
+}
+
+/// How much one group may hold.
+#[derive(Debug, Clone, Copy)]
+pub struct Limits {
+    pub members: usize,
+    /// What its members say of themselves, and again what they are assigned.
+    pub metadata_bytes: usize,
 }
 
 impl Group {
-    pub fn new(initial_delay: Duration, members_max: usize) -> Group {
+    pub fn new(initial_delay: Duration, limits: Limits) -> Group {
         Group {
             state: State::Empty,
             generation: 0,
@@ -73,7 +81,7 @@ impl Group {
             not_before: None,
             sync_deadline: None,
             initial_delay,
-            members_max,
+            limits,
         }
     }
 
@@ -84,6 +92,9 @@ impl Group {
     // --- joining ---------------------------------------------------------
 
     pub fn join(&mut self, params: &JoinParams, now: Instant) -> Step<Joined> {
+        if !self.has_room_for(params) {
+            return refuse_join(E::GroupMaxSizeReached, &params.member_id);
+        }
         if let Err(error) = self.check_protocols(params) {
             return refuse_join(error, &params.member_id);
         }
@@ -100,6 +111,24 @@ impl Group {
             return refuse_join(E::UnknownMemberId, &params.member_id);
         }
         self.rejoin(params, now)
+    }
+
+    /// Whether what a member says of itself still fits. What it said before, or
+    /// its former self did, makes room.
+    fn has_room_for(&self, params: &JoinParams) -> bool {
+        let stays = |member: &&Member| {
+            let same_instance =
+                params.instance_id.is_some() && member.instance_id == params.instance_id;
+            member.id != params.member_id && !same_instance
+        };
+        let others: usize = self
+            .members
+            .values()
+            .filter(stays)
+            .map(Member::held_bytes)
+            .sum();
+        let pending: usize = self.pending.keys().map(String::len).sum();
+        others + pending + params.held_bytes() <= self.limits.metadata_bytes
     }
 
     fn check_protocols(&self, params: &JoinParams) -> Result<(), E> {
@@ -147,7 +176,7 @@ impl Group {
         if let Some(old) = replaced {
             return self.replace_static(&old, id, params, now);
         }
-        if self.members.len() + self.pending.len() >= self.members_max {
+        if self.members.len() + self.pending.len() >= self.limits.members {
             return refuse_join(E::GroupMaxSizeReached, "");
         }
         if params.takes_member_id && params.instance_id.is_none() {
@@ -406,6 +435,10 @@ impl Group {
             return Step::Now(Synced::refused(error.code()));
         }
         let leads = self.leader.as_deref() == Some(member_id);
+        let assigned_bytes: usize = assignments.iter().map(|(_, bytes)| bytes.len()).sum();
+        if assigned_bytes > self.limits.metadata_bytes {
+            return Step::Now(Synced::refused(E::InvalidRequest.code()));
+        }
         let (sender, receiver) = oneshot::channel();
         let Some(member) = self.members.get_mut(member_id) else {
             return Step::Now(Synced::refused(E::UnknownMemberId.code()));

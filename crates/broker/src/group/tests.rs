@@ -3,6 +3,10 @@ use super::*;
 
 const SESSION: Duration = Duration::from_secs(10);
 const REBALANCE: Duration = Duration::from_secs(60);
+const LIMITS: Limits = Limits {
+    members: 10,
+    metadata_bytes: 10_000,
+};
 
 fn params(member_id: &str) -> JoinParams {
     JoinParams {
@@ -30,7 +34,7 @@ fn static_params(member_id: &str, instance: &str) -> JoinParams {
 }
 
 fn group() -> Group {
-    Group::new(Duration::ZERO, 10)
+    Group::new(Duration::ZERO, LIMITS)
 }
 
 fn waiting<T>(step: Step<T>) -> oneshot::Receiver<T> {
@@ -233,7 +237,11 @@ fn members_need_a_protocol_in_common_and_the_votes_decide() {
 #[test]
 fn the_size_of_a_group_is_bounded() {
     let now = Instant::now();
-    let mut group = Group::new(Duration::ZERO, 2);
+    let limits = Limits {
+        members: 2,
+        ..LIMITS
+    };
+    let mut group = Group::new(Duration::ZERO, limits);
     now_of(group.join(&params(""), now));
     now_of(group.join(&params(""), now));
     let refused = now_of(group.join(&params(""), now));
@@ -243,10 +251,30 @@ fn the_size_of_a_group_is_bounded() {
 }
 
 #[test]
+fn what_members_say_and_are_assigned_is_bounded() {
+    let now = Instant::now();
+    let (mut group, a, b) = stable_pair(now);
+    let mut large = params(&b);
+    large.protocols[0].metadata = Bytes::from(vec![7; LIMITS.metadata_bytes]);
+    let refused = now_of(group.join(&large, now));
+    assert_eq!(refused.error, E::GroupMaxSizeReached.code());
+    assert_eq!(group.state, State::Stable);
+    // What a member said before makes room for what it says now.
+    large.protocols[0].metadata = Bytes::from(vec![7; LIMITS.metadata_bytes * 3 / 4]);
+    let _first = waiting(group.join(&large, now));
+    let _again = waiting(group.join(&large, now));
+    let mut joined = waiting(group.join(&params(&a), now));
+    let generation = joined.try_recv().unwrap().generation;
+    let assignments = vec![(a.clone(), Bytes::from(vec![7; LIMITS.metadata_bytes + 1]))];
+    let refused = now_of(group.sync(&a, None, generation, assignments, now));
+    assert_eq!(refused.error, E::InvalidRequest.code());
+}
+
+#[test]
 fn a_new_group_waits_for_its_initial_delay() {
     let now = Instant::now();
     let delay = Duration::from_secs(3);
-    let mut group = Group::new(delay, 10);
+    let mut group = Group::new(delay, LIMITS);
     let (_, mut joined) = enter(&mut group, now);
     group.tick(now + delay / 2);
     assert!(joined.try_recv().is_err());

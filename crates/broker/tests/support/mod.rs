@@ -6,12 +6,17 @@ use std::collections::BTreeMap;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
+use bytes::{Bytes, BytesMut};
+use kafka_protocol::messages::{RequestHeader, ResponseHeader};
+use kafka_protocol::protocol::{Decodable, Encodable, HeaderVersion, Request};
 use rdkafka::ClientConfig;
 use rdkafka::Message;
 use rdkafka::consumer::{BaseConsumer, Consumer, ConsumerContext};
 use rdkafka::producer::{BaseRecord, DeliveryResult, Producer, ProducerContext, ThreadedProducer};
 use rdkafka::{ClientContext, Offset, TopicPartitionList};
 use streamgauge_broker::{Broker, BrokerConfig};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
 
 pub const LIMIT: Duration = Duration::from_secs(30);
 
@@ -42,6 +47,43 @@ pub async fn eventually(what: &str, mut condition: impl FnMut() -> bool) {
     while !condition() {
         assert!(started.elapsed() < LIMIT, "waited too long for: {what}");
         tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+}
+
+/// A client that sends one request at a time and nothing by itself.
+pub struct Raw(TcpStream);
+
+impl Raw {
+    pub async fn connect(broker: &Broker) -> Raw {
+        Raw(TcpStream::connect(broker.local_addr()).await.unwrap())
+    }
+
+    pub async fn send<R: Request>(&mut self, version: i16, request: &R) {
+        let header = RequestHeader::default()
+            .with_request_api_key(R::KEY)
+            .with_request_api_version(version);
+        let mut frame = BytesMut::new();
+        header
+            .encode(&mut frame, R::header_version(version))
+            .unwrap();
+        request.encode(&mut frame, version).unwrap();
+        self.0.write_i32(frame.len() as i32).await.unwrap();
+        self.0.write_all(&frame).await.unwrap();
+    }
+
+    /// The size of the next answer, and the answer.
+    pub async fn receive<R: Request>(&mut self, version: i16) -> (usize, R::Response) {
+        let length = tokio::time::timeout(LIMIT, self.0.read_i32()).await;
+        let mut body = vec![0; length.expect("no answer came").unwrap() as usize];
+        self.0.read_exact(&mut body).await.unwrap();
+        let (size, mut body) = (body.len(), Bytes::from(body));
+        ResponseHeader::decode(&mut body, R::Response::header_version(version)).unwrap();
+        (size, R::Response::decode(&mut body, version).unwrap())
+    }
+
+    pub async fn call<R: Request>(&mut self, version: i16, request: &R) -> R::Response {
+        self.send(version, request).await;
+        self.receive::<R>(version).await.1
     }
 }
 
