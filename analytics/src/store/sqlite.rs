@@ -509,7 +509,8 @@ impl Store for SqliteStore {
             &self.deltas_reader,
         ];
         pools.iter().fold(Connections::default(), |sum, pool| {
-            let idle = pool.num_idle() as u32;
+            // The count of idle connections may pass below zero for a moment, and wrap.
+            let idle = pool.num_idle().min(pool.size() as usize) as u32;
             Connections {
                 busy: sum.busy + pool.size().saturating_sub(idle),
                 idle: sum.idle + idle,
