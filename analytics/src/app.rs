@@ -6,15 +6,14 @@
 use std::{process::ExitCode, sync::Arc, time::Duration};
 
 use arc_swap::ArcSwapOption;
-use streamgauge_kafka::{KafkaConfig, KafkaError, LogReader, admin};
+use streamgauge_kafka::LogReader;
 use streamgauge_lifecycle::{
-    BoxError, Condition, EXIT_FAILED, EXIT_WRONG_SETTINGS, Health, Outcome, SharedClock, Shutdown,
+    BoxError, EXIT_FAILED, EXIT_WRONG_SETTINGS, Health, Outcome, SharedClock, Shutdown,
     SystemClock, Tasks, fail, serve_http, signal, write_line,
 };
-use streamgauge_resilience::{Backoff, BackoffConfig};
 use streamgauge_settings::ConfigArgs;
 use streamgauge_telemetry::{Metrics, Tracer};
-use tokio::{net::TcpListener, sync::watch};
+use tokio::net::TcpListener;
 
 use crate::{
     config::{Config, ENV_PREFIX},
@@ -22,10 +21,9 @@ use crate::{
     follow, grpc, http,
     live::Live,
     metrics::AnalyticsMetrics,
-    retention,
+    pipeline::{self, Pipeline},
     service::Service,
-    source::{SourceEnds, Watcher},
-    store::{self, Observed, Store},
+    store::{self, Observed, Store, TimeLimits},
 };
 
 /// The service's name in logs, traces and metrics.
@@ -86,9 +84,11 @@ pub async fn run_with_store(
     deps: Deps,
     store: Arc<dyn Store>,
 ) -> Result<(), Error> {
+    config.check()?;
     deps.tracer.register(&deps.metrics);
     let metrics = AnalyticsMetrics::register(&deps.metrics);
-    let store: Arc<dyn Store> = Arc::new(Observed::new(store, metrics.clone()));
+    let limits = TimeLimits::from(&config.store);
+    let store: Arc<dyn Store> = Arc::new(Observed::new(store, limits, metrics.clone()));
     let config = Arc::new(config);
     let health = Health::new(SERVICE);
     let view = Arc::new(ArcSwapOption::empty());
@@ -100,18 +100,23 @@ pub async fn run_with_store(
         metrics.clone(),
         Arc::clone(&config),
     ));
-    let pipeline = Pipeline {
-        reader: LogReader::new(&config.kafka, &config.fetch, None)?,
+    let parts = follow::Parts {
+        reader: LogReader::new(&pipeline::for_requests(&config), &config.fetch, None)?,
         store_up: health.condition("store"),
         log_up: health.condition("log"),
-        view_up: health.condition("view"),
-        config: Arc::clone(&config),
+        overtaken: service.overtaken(),
         store: Arc::clone(&store),
         view,
         live: live.clone(),
         metrics: metrics.clone(),
-        deps: deps.clone(),
+        tracer: deps.tracer.clone(),
+        clock: deps.clock.clone(),
+        shutdown: deps.shutdown.clone(),
+        db_system: db_system(&config),
+        config: Arc::clone(&config),
     };
+    let view_up = health.condition("view");
+    let pipeline = Pipeline { parts, view_up };
     let shared = Shared {
         service,
         live,
@@ -120,7 +125,11 @@ pub async fn run_with_store(
         clock: deps.clock.clone(),
     };
     let outcome = serve(&config, listeners, &deps, &health, shared, pipeline).await;
-    store.close().await;
+    // A connection that hangs must not keep the process.
+    let limit = config.shutdown_deadline() / 4;
+    if tokio::time::timeout(limit, store.close()).await.is_err() {
+        tracing::warn!("connections to the store did not close in time");
+    }
     match outcome {
         Outcome::Clean => Ok(()),
         Outcome::Failed { task, error } => match error.downcast::<Error>() {
@@ -190,156 +199,6 @@ async fn serve(
         Ok(())
     });
     tasks.wait(deadline).await
-}
-
-/// From the log to the view.
-struct Pipeline {
-    config: Arc<Config>,
-    store: Arc<dyn Store>,
-    view: crate::service::SharedView,
-    live: Live,
-    metrics: AnalyticsMetrics,
-    deps: Deps,
-    reader: LogReader,
-    store_up: Condition,
-    log_up: Condition,
-    view_up: Condition,
-}
-
-impl Pipeline {
-    async fn run(self) -> Result<(), Error> {
-        let shutdown = self.deps.shutdown.clone();
-        let ready = async {
-            self.connect().await;
-            self.find_topics().await
-        };
-        let partitions = tokio::select! {
-            found = ready => found?,
-            () = shutdown.triggered() => return Ok(()),
-        };
-        let (sender, ends) = watch::channel(SourceEnds::default());
-        let watcher = Watcher {
-            reader: self.reader.clone(),
-            topics: self.config.topics.clone(),
-            partitions,
-            view: Arc::clone(&self.view),
-            metrics: self.metrics.clone(),
-            clock: self.deps.clock.clone(),
-            ends: sender,
-        };
-        let expiring = retention::run(
-            Arc::clone(&self.store),
-            self.config.retention.clone(),
-            self.deps.clock.clone(),
-            self.metrics.clone(),
-            shutdown.clone(),
-        );
-        let following = follow::run(follow::Parts {
-            db_system: db_system(&self.config),
-            store: self.store,
-            view: self.view,
-            live: self.live,
-            metrics: self.metrics,
-            tracer: self.deps.tracer,
-            clock: self.deps.clock,
-            config: self.config,
-            reader: self.reader,
-            ends,
-            store_up: self.store_up,
-            log_up: self.log_up,
-            view_up: self.view_up,
-            shutdown: shutdown.clone(),
-            partitions,
-        });
-        let ((), (), followed) = tokio::join!(watcher.run(shutdown), expiring, following);
-        followed
-    }
-
-    /// Connects to the store, however long it takes.
-    async fn connect(&self) {
-        let connect = || self.store.migrate();
-        persist(
-            &self.config.store.connect,
-            &self.store_up,
-            "the store",
-            connect,
-        )
-        .await;
-        self.store_up.up();
-    }
-
-    /// Finds the topics, however long it takes, and how many partitions they have.
-    async fn find_topics(&self) -> Result<i32, Error> {
-        let waiting = Duration::from_millis(self.config.topics.wait_ms.max(10));
-        loop {
-            match partitions(&self.config).await {
-                Ok(Some(partitions)) => {
-                    self.log_up.up();
-                    return Ok(partitions);
-                }
-                Ok(None) => {
-                    let topics = &self.config.topics;
-                    let missing = format!(
-                        "topics {} and {} are not both there yet",
-                        topics.events, topics.metrics
-                    );
-                    tracing::warn!(retry_in_ms = waiting.as_millis() as u64, "{missing}");
-                    self.log_up.down(missing);
-                }
-                Err(error @ KafkaError::PartitionMismatch { .. }) => return Err(error.into()),
-                Err(error) => {
-                    tracing::warn!(%error, retry_in_ms = waiting.as_millis() as u64, "waiting for the log");
-                    self.log_up.down(error.to_string());
-                }
-            }
-            tokio::time::sleep(waiting).await;
-        }
-    }
-}
-
-/// The partitions of both topics, once both are there.
-async fn partitions(config: &Config) -> Result<Option<i32>, KafkaError> {
-    // One look at a broker that is away must not take longer than a shutdown may.
-    let timeout = config
-        .kafka
-        .request_timeout_ms
-        .min(config.shutdown_deadline_ms / 2);
-    let kafka = KafkaConfig {
-        request_timeout_ms: timeout,
-        ..config.kafka.clone()
-    };
-    let metrics = admin::partition_count(&kafka, &config.topics.metrics).await?;
-    let events = admin::partition_count(&kafka, &config.topics.events).await?;
-    match (events, metrics) {
-        (Some(expected), Some(found)) if found != expected => Err(KafkaError::PartitionMismatch {
-            topic: config.topics.metrics.clone(),
-            found,
-            expected,
-        }),
-        (Some(_), Some(partitions)) => Ok(Some(partitions)),
-        _ => Ok(None),
-    }
-}
-
-/// Repeats `connect` until it succeeds. The attempts of the settings are one round, after which the next begins.
-async fn persist<F>(backoff: &BackoffConfig, up: &Condition, what: &str, connect: impl Fn() -> F)
-where
-    F: Future<Output = Result<(), store::StoreError>>,
-{
-    for round in 0u64.. {
-        let mut waits = Backoff::new(backoff, round);
-        loop {
-            let Err(error) = connect().await else { return };
-            let wait = waits.next();
-            let pause = wait.unwrap_or(Duration::from_millis(backoff.max_ms));
-            tracing::warn!(%error, retry_in_ms = pause.as_millis() as u64, "waiting for {what}");
-            up.down(error.to_string());
-            tokio::time::sleep(pause).await;
-            if wait.is_none() {
-                break;
-            }
-        }
-    }
 }
 
 fn db_system(config: &Config) -> &'static str {

@@ -127,11 +127,15 @@ pub fn prepare(fold: &Fold, polled: Polled, now_us: i64, metrics: &AnalyticsMetr
     for (partition, mut records) in polled.partitions {
         let before = fold.row(partition);
         let mut after = before;
-        records.retain(|record| record.offset >= before.delta_position);
-        for record in &mut records {
-            record.judged = take(&mut after, record, now_us);
-            report(partition, record, metrics);
-        }
+        // What was judged already, before or in this very poll, comes again after a seek.
+        records.retain_mut(|record| {
+            let is_new = record.offset >= after.delta_position;
+            if is_new {
+                record.judged = take(&mut after, record, now_us);
+                report(partition, record, metrics);
+            }
+            is_new
+        });
         if after.delta_position > before.delta_position {
             prepared.partitions.push(Move {
                 before,

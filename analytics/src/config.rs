@@ -9,7 +9,7 @@ use streamgauge_resilience::{BackoffConfig, BreakerConfig};
 use streamgauge_settings::SecretUrl;
 use streamgauge_telemetry::TelemetryConfig;
 
-use crate::{store::Durability, view::Limits};
+use crate::{error::Error, store::Durability, view::Limits};
 
 /// Prefix of the environment variables that set these.
 pub const ENV_PREFIX: &str = "STREAMGAUGE_ANALYTICS";
@@ -78,6 +78,21 @@ impl Config {
     pub fn shutdown_deadline(&self) -> Duration {
         Duration::from_millis(self.shutdown_deadline_ms)
     }
+
+    /// Whether the settings fit each other.
+    ///
+    /// # Errors
+    /// When they do not.
+    pub fn check(&self) -> Result<(), Error> {
+        let (recent_s, hours) = (self.view.recent_seconds, self.retention.second_hours);
+        if hours > 0 && i64::from(recent_s) > i64::from(hours) * 3_600 {
+            return Err(Error::Setting(format!(
+                "view.recent_seconds: {recent_s} seconds are more than retention.second_hours ({hours}) keeps, and would \
+                 be lost at a restart; shorten the one or lengthen the other"
+            )));
+        }
+        Ok(())
+    }
 }
 
 /// The HTTP server.
@@ -112,6 +127,8 @@ pub struct GrpcConfig {
     pub request_kib_max: usize,
     /// Requests at once on one connection; those beyond wait.
     pub concurrency_per_connection_max: usize,
+    /// Time for one answer, in milliseconds; streams are not bound by it.
+    pub request_timeout_ms: u64,
 }
 
 impl Default for GrpcConfig {
@@ -120,6 +137,7 @@ impl Default for GrpcConfig {
             listen: SocketAddr::from(([127, 0, 0, 1], 50053)),
             request_kib_max: 256,
             concurrency_per_connection_max: 64,
+            request_timeout_ms: 10_000,
         }
     }
 }
@@ -158,12 +176,16 @@ impl Default for TopicsConfig {
 pub struct StoreConfig {
     /// `sqlite:PATH` or `postgres://USER:PASSWORD@HOST:PORT/DATABASE`.
     pub url: SecretUrl,
-    /// Most connections: of all to PostgreSQL, of the readers to SQLite.
+    /// Most connections that queries use; the writers have a few of their own.
     pub connections_max: u32,
     /// What a commit to SQLite survives: `full` a power cut, `normal` a crash of the process.
     pub durability: Durability,
     /// Time for one statement in PostgreSQL, in milliseconds.
     pub statement_timeout_ms: u64,
+    /// Time for one operation, in milliseconds, after which it is taken for failed, as when a connection hangs.
+    pub operation_timeout_ms: u64,
+    /// The same for operations on many rows: a checkpoint, a migration, deleting what is old.
+    pub bulk_timeout_ms: u64,
     /// Attempts to connect at the start. When they are used up they begin anew: the service waits.
     pub connect: BackoffConfig,
     /// Attempts at one write. When they are used up reading stops and they begin anew: nothing is lost.
@@ -185,6 +207,8 @@ impl Default for StoreConfig {
             connections_max: 4,
             durability: Durability::Full,
             statement_timeout_ms: 30_000,
+            operation_timeout_ms: 15_000,
+            bulk_timeout_ms: 120_000,
             connect: backoff(100, 5_000, 10),
             write: backoff(50, 1_000, 3),
             breaker: BreakerConfig::default(),
@@ -255,9 +279,9 @@ impl From<&ViewConfig> for Limits {
 pub struct CheckpointConfig {
     /// Time between two checkpoints, in milliseconds.
     pub interval_ms: u64,
-    /// Cells that call for a checkpoint before its time.
+    /// Cells that call for a checkpoint before its time. So many more may come while it is written; then reading waits.
     pub cells_max: usize,
-    /// User pages that call for a checkpoint before its time.
+    /// User pages that call for a checkpoint before its time, and that may come while it is written.
     pub user_rows_max: usize,
 }
 
@@ -334,6 +358,10 @@ pub struct QueryConfig {
     pub merges_max: usize,
     /// Attempts at reading rows and memory of one moment.
     pub attempts_max: u32,
+    /// Most queries at once; those beyond are refused.
+    pub concurrent_max: usize,
+    /// Most cells in memory that one query adds up at once; more go to a thread for long work.
+    pub inline_cells_max: usize,
 }
 
 impl Default for QueryConfig {
@@ -345,6 +373,8 @@ impl Default for QueryConfig {
             rows_max: 200_000,
             merges_max: 2_000_000,
             attempts_max: 20,
+            concurrent_max: 64,
+            inline_cells_max: 10_000,
         }
     }
 }

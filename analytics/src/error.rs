@@ -15,7 +15,10 @@ pub enum Error {
     /// An address cannot be listened on.
     #[error(transparent)]
     Bind(#[from] BindError),
-    /// A setting of the store cannot be used.
+    /// A setting cannot be used.
+    #[error("{0}")]
+    Setting(String),
+    /// A setting of the store cannot be used, or the store says what no retry mends.
     #[error(transparent)]
     Store(#[from] StoreError),
     /// A setting of Kafka cannot be used.
@@ -60,6 +63,21 @@ pub fn store_problem(error: BreakerError<StoreError>) -> Problem {
 pub fn unavailable(retry_after: Duration) -> Problem {
     let message = "the store cannot be read now; recent ranges are still answered from memory";
     Problem::new(ErrorCode::StoreUnavailable, message).retry_after(retry_after)
+}
+
+/// More queries at once than the service takes on.
+pub fn too_many_queries(most: usize) -> Problem {
+    let message = format!("{most} queries are answered already; ask again shortly");
+    Problem::new(ErrorCode::Overloaded, message).retry_after(Duration::from_secs(1))
+}
+
+/// The answer was not ready in time.
+pub fn late(limit: Duration) -> Problem {
+    let message = format!(
+        "the answer was not ready within {} ms; take a shorter range",
+        limit.as_millis()
+    );
+    Problem::new(ErrorCode::DeadlineExceeded, message)
 }
 
 /// A parameter that cannot be used.

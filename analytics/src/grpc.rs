@@ -21,7 +21,12 @@ use tokio::net::TcpListener;
 use tokio_stream::wrappers::{ReceiverStream, TcpListenerStream};
 use tonic::{Request, Response, Status, transport::Server};
 
-use crate::{app::Shared, config::GrpcConfig, error::Error, service::Service};
+use crate::{
+    app::Shared,
+    config::GrpcConfig,
+    error::{Error, late},
+    service::Service,
+};
 
 const METHODS: [&str; 7] = [
     "streamgauge.v1.Analytics/Series",
@@ -62,7 +67,9 @@ impl Door {
             self.shutdown.clone(),
         )?;
         let calls = self.config.concurrency_per_connection_max.max(1);
-        let analytics = AnalyticsServer::new(Calls(self.shared))
+        let limit = Duration::from_millis(self.config.request_timeout_ms);
+        let shared = self.shared;
+        let analytics = AnalyticsServer::new(Calls { shared, limit })
             .max_decoding_message_size(self.config.request_kib_max.saturating_mul(1024));
         let server = Server::builder()
             .tcp_nodelay(true)
@@ -83,10 +90,14 @@ impl Door {
     }
 }
 
-struct Calls(Shared);
+struct Calls {
+    shared: Shared,
+    /// Time for one answer.
+    limit: Duration,
+}
 
 impl Calls {
-    /// Answers within a span, measured.
+    /// Answers within a span, measured, in time.
     async fn answer<Q, A, F>(
         &self,
         name: &'static str,
@@ -99,13 +110,16 @@ impl Calls {
         let start = Instant::now();
         let caller = request.metadata().get(TRACEPARENT);
         let caller = caller.and_then(|header| TraceContext::parse(header.as_bytes()));
-        let mut span = self.0.tracer.start_server(name, caller);
+        let mut span = self.shared.tracer.start_server(name, caller);
         span.set("rpc.system", "grpc");
         let trace = span.context().filter(|trace| trace.sampled);
-        let result = span
-            .scope(work(Arc::clone(&self.0.service), request.into_inner()))
-            .await;
-        self.0
+        let answer = work(Arc::clone(&self.shared.service), request.into_inner());
+        let answer = async {
+            let answer = tokio::time::timeout(self.limit, answer).await;
+            answer.map_err(|_| late(self.limit))?
+        };
+        let result = span.scope(answer).await;
+        self.shared
             .metrics
             .core
             .stage("query")
@@ -198,7 +212,10 @@ impl Analytics for Calls {
         &self,
         request: Request<v1::WatchRequest>,
     ) -> Result<Response<Self::WatchStream>, Status> {
-        let receiver = self.0.live.watch(&self.0.service, request.get_ref())?;
+        let receiver = self
+            .shared
+            .live
+            .watch(&self.shared.service, request.get_ref())?;
         Ok(Response::new(ReceiverStream::new(receiver).map(Ok).boxed()))
     }
 }

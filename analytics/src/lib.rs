@@ -4,7 +4,7 @@
 //! compare-and-swap, and survives; the view follows and is what queries see. So a crash at any moment loses nothing and
 //! counts nothing twice, and two instances on one store do each other no harm.
 //!
-//! The way of a batch: [`follow`] reads it, [`apply`] judges it and moves the store, [`view`] takes it in, [`live`] tells
+//! At the start [`pipeline`] takes the parts up in order. The way of a batch: [`follow`] reads it, [`apply`] judges it and moves the store, [`view`] takes it in, [`live`] tells
 //! who watches, and in the background [`checkpoint`] turns it into rows. The way of a query: [`http`] or [`grpc`] reads
 //! it, [`service`] finds the cells, [`query`] adds them up. Nothing here writes to Kafka.
 
@@ -20,6 +20,7 @@ pub mod ledger;
 pub mod live;
 pub mod load;
 pub mod metrics;
+pub mod pipeline;
 pub mod query;
 pub mod retention;
 pub mod service;

@@ -22,42 +22,38 @@ const AHEAD_S: i64 = 86_400;
 /// Attempts before the caller backs off.
 const ATTEMPTS: u32 = 5;
 
-/// Reads the store.
+/// Reads the store. Each attempt that another instance's checkpoint cuts off is followed by one that keeps half as much
+/// in memory, and so takes less time; the store answers for the rest.
 ///
 /// # Errors
-/// Whatever the store says.
+/// Whatever the store says; [`StoreError::Moved`] when it moves faster than it can be read.
 pub async fn load(store: &Arc<dyn Store>, config: &Config, now_s: i64) -> Result<Fold, StoreError> {
-    let mut last = None;
-    for _ in 0..ATTEMPTS {
+    for round in 0..ATTEMPTS {
         let state = store.checkpoint_state().await?;
-        let fold = attempt(store, config, now_s, &state).await?;
-        if store.checkpoint_state().await? == state {
-            return Ok(fold);
+        let limits = Limits {
+            recent_seconds: i64::from(config.view.recent_seconds >> round),
+            ..Limits::from(&config.view)
+        };
+        let fold = Fold::new(limits, now_s, state.generation, state.positions.clone());
+        match attempt(store, config, fold, now_s, &state).await {
+            Ok(mut fold) if store.checkpoint_state().await? == state => {
+                fold.keep_recent_s(i64::from(config.view.recent_seconds));
+                return Ok(fold);
+            }
+            Ok(_) | Err(StoreError::Moved) => {}
+            Err(error) => return Err(error),
         }
-        last = Some(fold);
     }
-    // The checkpoint moves faster than it can be read: the overlay is rebuilt when the next one fails to follow.
-    let mut fold = last.unwrap_or_else(|| empty(config, now_s, &CheckpointState::default()));
-    overlay(store, &mut fold).await?;
-    Ok(fold)
-}
-
-fn empty(config: &Config, now_s: i64, state: &CheckpointState) -> Fold {
-    Fold::new(
-        Limits::from(&config.view),
-        now_s,
-        state.generation,
-        state.positions.clone(),
-    )
+    Err(StoreError::Moved)
 }
 
 async fn attempt(
     store: &Arc<dyn Store>,
     config: &Config,
+    mut fold: Fold,
     now_s: i64,
     state: &CheckpointState,
 ) -> Result<Fold, StoreError> {
-    let mut fold = empty(config, now_s, state);
     let contents = store.contents().await?;
     for name in &contents.series {
         fold.series_id(name);
@@ -83,7 +79,8 @@ async fn recent(
     now_s: i64,
 ) -> Result<(), StoreError> {
     let first = fold.view().recent_from_s;
-    let newest = now_s.div_euclid(SLICE_S) * SLICE_S;
+    // What lies ahead of the clock is a slice of its own, so that too much of one does not cost the other.
+    let newest = now_s.div_euclid(SLICE_S) * SLICE_S + SLICE_S;
     let mut slice = newest..newest + AHEAD_S;
     while slice.end > first {
         let segments = [Segment {
@@ -98,6 +95,9 @@ async fn recent(
                 quantiles: true,
             };
             match store.scan(scan).await {
+                Ok(scanned) if scanned.generation != fold.view().generation => {
+                    return Err(StoreError::Moved);
+                }
                 Ok(scanned) => {
                     for (second, key, value) in scanned.rows {
                         fold.load_recent(name, second, &key, value);
@@ -149,10 +149,11 @@ async fn replay(
     }
 }
 
-/// Another instance moved the checkpoint: fills the overlay with what was applied since, as the store has it.
+/// Another instance moved the checkpoint: fills the overlay with what was applied since, as the store has it. After an
+/// error the fold is of no use.
 ///
 /// # Errors
-/// Whatever the store says.
+/// Whatever the store says; [`StoreError::Moved`] when it moves faster than it can be followed.
 pub async fn overlay(store: &Arc<dyn Store>, fold: &mut Fold) -> Result<(), StoreError> {
     for _ in 0..ATTEMPTS {
         let state = store.checkpoint_state().await?;
@@ -169,8 +170,18 @@ pub async fn overlay(store: &Arc<dyn Store>, fold: &mut Fold) -> Result<(), Stor
             return Ok(());
         }
     }
-    tracing::warn!(
-        "the checkpoint moves faster than it can be followed; queries of old ranges wait"
-    );
-    Ok(())
+    Err(StoreError::Moved)
+}
+
+/// Follows the store's checkpoint when the fold does not know it; tells whether it did not. After an error the fold is of
+/// no use.
+///
+/// # Errors
+/// As [`overlay`].
+pub async fn catch_up(store: &Arc<dyn Store>, fold: &mut Fold) -> Result<bool, StoreError> {
+    let state = store.checkpoint_state().await?;
+    if fold.view().overlays_at(state.generation).is_some() {
+        return Ok(false);
+    }
+    overlay(store, fold).await.map(|()| true)
 }

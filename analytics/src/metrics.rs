@@ -6,13 +6,13 @@ use std::sync::Arc;
 use streamgauge_resilience::{BreakerObserver, BreakerState};
 use streamgauge_telemetry::{
     Metrics,
-    metric::{Core, Counter, EncodeLabelSet, EncodeLabelValue, Family, Gauge, LatencyHistogram},
+    metric::{Core, Counter, EncodeLabelSet, Family, Gauge, LatencyHistogram},
 };
 
 use crate::{store::Connections, view::Fold};
 
 /// How a query was answered.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, EncodeLabelValue)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Source {
     /// From memory alone.
     Memory,
@@ -20,8 +20,18 @@ pub enum Source {
     Store,
 }
 
+impl Source {
+    /// As a label, and in messages.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Memory => "memory",
+            Self::Store => "store",
+        }
+    }
+}
+
 /// What the chain said of a record.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, EncodeLabelValue)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum BatchVerdict {
     /// It counts.
     Valid,
@@ -33,8 +43,20 @@ pub enum BatchVerdict {
     Held,
 }
 
+impl BatchVerdict {
+    /// As a label, and in messages.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Valid => "valid",
+            Self::Void => "void",
+            Self::Undecodable => "undecodable",
+            Self::Held => "held",
+        }
+    }
+}
+
 /// An operation of the store.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, EncodeLabelValue)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[expect(missing_docs, reason = "they are the operations of the store, by name")]
 pub enum StoreOp {
     Migrate,
@@ -50,8 +72,27 @@ pub enum StoreOp {
     Expire,
 }
 
+impl StoreOp {
+    /// As a label, and in messages.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Migrate => "migrate",
+            Self::Contents => "contents",
+            Self::Chains => "chains",
+            Self::CheckpointState => "checkpoint_state",
+            Self::Deltas => "deltas",
+            Self::Apply => "apply",
+            Self::Checkpoint => "checkpoint",
+            Self::Trim => "trim",
+            Self::Scan => "scan",
+            Self::UserPages => "user_pages",
+            Self::Expire => "expire",
+        }
+    }
+}
+
 /// How an operation ended.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, EncodeLabelValue)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum OpOutcome {
     /// As asked.
     Ok,
@@ -61,20 +102,31 @@ pub enum OpOutcome {
     Error,
 }
 
+impl OpOutcome {
+    /// As a label, and in messages.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Ok => "ok",
+            Self::Conflict => "conflict",
+            Self::Error => "error",
+        }
+    }
+}
+
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct VerdictLabel {
-    verdict: BatchVerdict,
+    verdict: &'static str,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct OpLabels {
-    op: StoreOp,
-    outcome: OpOutcome,
+    op: &'static str,
+    outcome: &'static str,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct SourceLabel {
-    source: Source,
+    source: &'static str,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -141,6 +193,7 @@ pub struct AnalyticsMetrics {
     pub live_streams: Gauge,
     /// Changes that slow clients missed.
     pub live_skipped: Counter,
+    log_reachable: Gauge,
     batches: Family<VerdictLabel, Counter>,
     queries: Family<SourceLabel, Counter>,
     imbalance: Family<StageLabel, Gauge>,
@@ -163,6 +216,7 @@ impl AnalyticsMetrics {
             missing: Counter::default(),
             live_streams: Gauge::default(),
             live_skipped: Counter::default(),
+            log_reachable: Gauge::default(),
             batches: Family::default(),
             queries: Family::default(),
             imbalance: Family::default(),
@@ -186,10 +240,12 @@ impl AnalyticsMetrics {
             self.batch(verdict, 0);
         }
         for source in [Source::Memory, Source::Store] {
+            let source = source.as_str();
             let _ = self.queries.get_or_create_owned(&SourceLabel { source });
         }
         for op in OPS {
             for outcome in [OpOutcome::Ok, OpOutcome::Error] {
+                let (op, outcome) = (op.as_str(), outcome.as_str());
                 let _ = self
                     .db_operations
                     .get_or_create_owned(&OpLabels { op, outcome });
@@ -258,6 +314,12 @@ impl AnalyticsMetrics {
                 users,
                 Metric::Gauge(self.pending_users.clone()),
             );
+            let reachable = "1 while the broker answers; readiness does not follow it, for queries are answered without";
+            add(
+                "kafka_reachable",
+                reachable,
+                Metric::Gauge(self.log_reachable.clone()),
+            );
             let end_to_end = "Time from the acceptance of an event to its being queryable";
             registry.register(
                 "event_end_to_end_seconds",
@@ -296,8 +358,14 @@ impl AnalyticsMetrics {
         });
     }
 
+    /// Tells whether the broker answers.
+    pub fn log_reachable(&self, answers: bool) {
+        self.log_reachable.set(i64::from(answers));
+    }
+
     /// Counts records by verdict.
     pub fn batch(&self, verdict: BatchVerdict, records: u64) {
+        let verdict = verdict.as_str();
         self.batches
             .get_or_create(&VerdictLabel { verdict })
             .inc_by(records);
@@ -305,6 +373,7 @@ impl AnalyticsMetrics {
 
     /// Counts a query.
     pub fn query(&self, source: Source) {
+        let source = source.as_str();
         self.queries.get_or_create(&SourceLabel { source }).inc();
     }
 
@@ -317,6 +386,7 @@ impl AnalyticsMetrics {
 
     /// Records an operation of the store.
     pub fn operation(&self, op: StoreOp, outcome: OpOutcome, seconds: f64) {
+        let (op, outcome) = (op.as_str(), outcome.as_str());
         self.db_operations
             .get_or_create(&OpLabels { op, outcome })
             .observe(seconds, None);

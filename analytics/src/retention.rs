@@ -14,6 +14,13 @@ use crate::{
 /// Rows are kept for so much longer than queries count on, whose clocks differ.
 const MARGIN_S: i64 = 60;
 
+/// The first second whose buckets are written and not deleted, per tier: a margin before the first that queries count on.
+pub fn kept_from(config: &RetentionConfig, now_s: i64) -> [i64; 4] {
+    config
+        .floors(now_s)
+        .map(|floor| floor.saturating_sub(MARGIN_S))
+}
+
 /// Deletes until the shutdown.
 pub async fn run(
     store: Arc<dyn Store>,
@@ -49,12 +56,12 @@ pub async fn expire(
 ) -> Result<u64, StoreError> {
     let limit = config.rows_per_delete_max.max(1);
     let mut deleted = 0;
-    for (tier_s, floor) in TIERS_S.into_iter().zip(config.floors(now_s)) {
+    for (tier_s, floor) in TIERS_S.into_iter().zip(kept_from(config, now_s)) {
         if floor == i64::MIN {
             continue;
         }
         loop {
-            let rows = store.expire(tier_s, floor - MARGIN_S, limit).await?;
+            let rows = store.expire(tier_s, floor, limit).await?;
             deleted += rows;
             if rows < u64::from(limit) || shutdown.is_triggered() {
                 break;

@@ -64,6 +64,7 @@ impl Watcher {
                 }
             }
         }
+        self.metrics.log_reachable(!found.by_partition.is_empty());
         self.tell_lag(&found);
         self.ends.send_replace(found);
     }

@@ -113,7 +113,7 @@ impl Analytics {
 
     /// Waits until as many source offsets are accounted for.
     async fn until_head(&self, head: i64) {
-        until(|| async { self.answer("/v1/ledger").await["total"]["head"] == head }).await;
+        until(|| async { self.get("/v1/ledger").await.1["total"]["head"] == head }).await;
     }
 
     async fn metric(&self, line: &str) -> Option<f64> {
@@ -295,7 +295,7 @@ async fn batches_become_answers_exactly_once() {
     );
     assert_eq!(
         analytics
-            .metric("delta_batches_total{verdict=\"Undecodable\"}")
+            .metric("delta_batches_total{verdict=\"undecodable\"}")
             .await,
         Some(9.0)
     );

@@ -6,6 +6,8 @@ use jiff::Timestamp;
 use serde::Serialize;
 use streamgauge_proto::v1;
 
+use crate::service;
+
 /// A time; `null` when there is none.
 fn time(us: i64) -> Option<String> {
     let known = (us > 0).then_some(us)?;
@@ -218,21 +220,16 @@ pub struct UserEvents {
 }
 
 impl UserEvents {
-    /// From the activity of one user, of one page when it is named.
-    pub fn new(answer: v1::UserActivityResponse, page_url: String) -> Self {
-        let info = answer.info.unwrap_or_default();
-        let mut by_event_type = BTreeMap::new();
-        for page in answer.pages {
-            *by_event_type.entry(page.event_type).or_default() += page.count;
-        }
+    /// Of one user, of one page when it is named.
+    pub fn new(events: service::UserEvents, user_id: String, page_url: String) -> Self {
         Self {
-            user_id: answer.user_id,
+            user_id,
             page_url: (!page_url.is_empty()).then_some(page_url),
-            count: answer.count,
-            by_event_type,
+            count: events.count,
+            by_event_type: events.by_event_type,
             unit: "events",
-            as_of: time(info.as_of_us),
-            r#final: info.r#final,
+            as_of: time(events.info.as_of_us),
+            r#final: events.info.r#final,
         }
     }
 }

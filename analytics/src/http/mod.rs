@@ -10,26 +10,30 @@ use std::{convert::Infallible, future::Future, sync::Arc, time::Duration};
 use axum::{
     Router,
     body::Body,
-    extract::{Path, State},
+    extract::{Path, State, rejection::PathRejection},
     http::{HeaderMap, HeaderValue, StatusCode, Uri, header},
     response::{
         IntoResponse, Response,
         sse::{Event, KeepAlive, Sse},
     },
-    routing::get,
+    routing::{MethodRouter, get},
 };
 use futures::StreamExt;
 use serde::Serialize;
 use streamgauge_lifecycle::{Health, matched_path, ops_router};
-use streamgauge_proto::{ErrorCode, Problem, v1};
+use streamgauge_proto::{ErrorCode, Problem};
 use streamgauge_telemetry::{
     Metrics, TraceContext, context::TRACEPARENT, http_metrics::HttpMetrics,
 };
 use tokio_stream::wrappers::ReceiverStream;
 
 use self::params::Params;
-pub use self::routes::{OPS, ROUTES, Route};
-use crate::{app::Shared, service::Service};
+pub use self::routes::{OPS, Question, ROUTES, Route};
+use crate::{
+    app::Shared,
+    error::{invalid, late},
+    service::Service,
+};
 
 /// The document that describes the routes.
 pub const OPENAPI: &str = include_str!("../../openapi.yaml");
@@ -43,21 +47,29 @@ pub fn router(shared: Shared, health: Health, metrics: &Metrics) -> Router {
         .chain(OPS.iter().map(|path| ("GET", *path, &CODES[..1])))
         .collect();
     let layer = HttpMetrics::register(metrics, &expected).layer(matched_path);
-    Router::new()
-        .route("/v1/series", get(series))
-        .route("/v1/series/names", get(names))
-        .route("/v1/top", get(top))
-        .route("/v1/distinct-users", get(distinct_users))
-        .route("/v1/users/{user_id}/activity", get(user_activity))
-        .route("/v1/ledger", get(ledger))
-        .route("/v1/live", get(live))
-        .route("/analytics/events", get(user_events))
-        .route("/v1/openapi.yaml", get(openapi))
+    let questions = ROUTES.iter().fold(Router::new(), |router, route| {
+        router.route(route.path, handler(route.question))
+    });
+    questions
         .with_state(shared)
         .merge(ops_router(health, metrics.encoder()))
         .fallback(unknown_route)
         .method_not_allowed_fallback(unknown_method)
         .route_layer(layer)
+}
+
+fn handler(question: Question) -> MethodRouter<Shared> {
+    match question {
+        Question::Series => get(series),
+        Question::Names => get(names),
+        Question::Top => get(top),
+        Question::DistinctUsers => get(distinct_users),
+        Question::UserActivity => get(user_activity),
+        Question::Ledger => get(ledger),
+        Question::Live => get(live),
+        Question::UserEvents => get(user_events),
+        Question::OpenApi => get(openapi),
+    }
 }
 
 async fn series(State(shared): State<Shared>, uri: Uri, headers: HeaderMap) -> Response {
@@ -120,7 +132,7 @@ async fn distinct_users(State(shared): State<Shared>, uri: Uri, headers: HeaderM
 
 async fn user_activity(
     State(shared): State<Shared>,
-    Path(user_id): Path<String>,
+    user_id: Result<Path<String>, PathRejection>,
     uri: Uri,
     headers: HeaderMap,
 ) -> Response {
@@ -131,6 +143,9 @@ async fn user_activity(
         &uri,
         &headers,
         |service, params| async move {
+            let Path(user_id) = user_id.map_err(|error| {
+                invalid("user_id", format!("the user_id cannot be read: {error}"))
+            })?;
             let request = params::user_activity(params, user_id)?;
             Ok(json::UserActivity::from(
                 service.user_activity(request).await?,
@@ -148,18 +163,8 @@ async fn user_events(State(shared): State<Shared>, uri: Uri, headers: HeaderMap)
         &headers,
         |service, params| async move {
             let (user_id, page_url) = params::user_events(params)?;
-            // All event types of one page: there is no reason to leave any out.
-            let limit = service.config().query.keys_max;
-            let request = v1::UserActivityRequest {
-                user_id,
-                page_url: page_url.clone(),
-                limit,
-                ..Default::default()
-            };
-            Ok(json::UserEvents::new(
-                service.user_activity(request).await?,
-                page_url,
-            ))
+            let events = service.user_events(&user_id, &page_url).await?;
+            Ok(json::UserEvents::new(events, user_id, page_url))
         },
     )
     .await
@@ -260,14 +265,6 @@ where
         .stage("query")
         .observe(start.elapsed().as_secs_f64(), trace);
     response
-}
-
-fn late(limit: Duration) -> Problem {
-    let message = format!(
-        "the answer was not ready within {} ms; take a shorter range",
-        limit.as_millis()
-    );
-    Problem::new(ErrorCode::DeadlineExceeded, message)
 }
 
 fn json_response(answer: &impl Serialize) -> Response {

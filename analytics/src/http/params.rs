@@ -112,7 +112,7 @@ impl Params {
             (Some(last), None) => {
                 let to_us = to.unwrap_or(self.now_us);
                 Ok(Some(v1::TimeRange {
-                    from_us: to_us - i64::from(last) * 1_000_000,
+                    from_us: to_us.saturating_sub(i64::from(last) * 1_000_000),
                     to_us,
                 }))
             }

@@ -15,7 +15,7 @@ use std::{collections::BTreeMap, ops::Range, path::PathBuf, sync::Arc, time::Dur
 use bytes::Bytes;
 use futures::future::BoxFuture;
 
-pub use observed::Observed;
+pub use observed::{Observed, TimeLimits};
 pub use postgres::PostgresStore;
 pub use sqlite::{Durability, SqliteStore};
 
@@ -48,6 +48,21 @@ pub enum StoreError {
     /// More rows than a query may read.
     #[error("more than {0} rows")]
     TooManyRows(usize),
+    /// The database did not answer in time. Whether it did what it was asked is not known.
+    #[error(
+        "the store did not finish {op} within {limit_ms} ms; is it reachable, and is {setting} long enough?"
+    )]
+    TimedOut {
+        /// What was tried.
+        op: &'static str,
+        /// The setting of the limit.
+        setting: &'static str,
+        /// The limit.
+        limit_ms: u64,
+    },
+    /// Another instance's checkpoints came faster than the store could be read.
+    #[error("another instance moved the store's checkpoint while it was read")]
+    Moved,
 }
 
 impl StoreError {
@@ -61,7 +76,12 @@ impl StoreError {
                     | sqlx::Error::ColumnDecode { .. }
                     | sqlx::Error::TypeNotFound { .. }
             ),
-            Self::Migrate(error) => matches!(error, sqlx::migrate::MigrateError::Execute(_)),
+            Self::Migrate(error) => matches!(
+                error,
+                sqlx::migrate::MigrateError::Execute(_)
+                    | sqlx::migrate::MigrateError::ExecuteMigration(..)
+            ),
+            Self::TimedOut { .. } | Self::Moved => true,
             Self::Url(_) | Self::TooManyRows(_) => false,
         }
     }

@@ -1,6 +1,11 @@
-//! A store whose operations are measured. Nothing else about it differs.
+//! A store whose operations are measured, and end in time: a connection that hangs says nothing, not even that it failed.
 
-use std::{collections::BTreeMap, future::Future, sync::Arc, time::Instant};
+use std::{
+    collections::BTreeMap,
+    future::Future,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use futures::{FutureExt, future::BoxFuture};
 
@@ -9,20 +14,54 @@ use super::{
     Store, StoreError, StoreFuture, Swapped, UserFilter, UserPages,
 };
 use crate::{
+    config::StoreConfig,
     metrics::{AnalyticsMetrics, OpOutcome, StoreOp},
     view::ChainRow,
 };
 
+/// How long operations may take.
+#[derive(Clone, Copy, Debug)]
+pub struct TimeLimits {
+    operation_ms: u64,
+    bulk_ms: u64,
+}
+
+impl From<&StoreConfig> for TimeLimits {
+    fn from(config: &StoreConfig) -> Self {
+        Self {
+            operation_ms: config.operation_timeout_ms.max(1),
+            bulk_ms: config.bulk_timeout_ms.max(1),
+        }
+    }
+}
+
+impl TimeLimits {
+    /// The limit of an operation, and the setting that it comes from.
+    fn of(self, op: StoreOp) -> (u64, &'static str) {
+        match op {
+            StoreOp::Migrate | StoreOp::Checkpoint | StoreOp::Trim | StoreOp::Expire => {
+                (self.bulk_ms, "store.bulk_timeout_ms")
+            }
+            _ => (self.operation_ms, "store.operation_timeout_ms"),
+        }
+    }
+}
+
 /// The store.
 pub struct Observed {
     inner: Arc<dyn Store>,
+    limits: TimeLimits,
     metrics: AnalyticsMetrics,
 }
 
 impl Observed {
-    /// Measures `inner`.
-    pub fn new(inner: Arc<dyn Store>, metrics: AnalyticsMetrics) -> Self {
-        Self { inner, metrics }
+    /// Measures and limits `inner`.
+    pub fn new(inner: Arc<dyn Store>, limits: TimeLimits, metrics: AnalyticsMetrics) -> Self {
+        Self {
+            inner,
+            limits,
+            metrics,
+        }
     }
 
     fn measure<'a, T: Send + 'a>(
@@ -41,7 +80,15 @@ impl Observed {
     ) -> StoreFuture<'a, T> {
         async move {
             let start = Instant::now();
-            let result = work.await;
+            let (limit_ms, setting) = self.limits.of(op);
+            let limit = Duration::from_millis(limit_ms);
+            let result = tokio::time::timeout(limit, work).await.unwrap_or_else(|_| {
+                Err(StoreError::TimedOut {
+                    op: op.as_str(),
+                    setting,
+                    limit_ms,
+                })
+            });
             let outcome = result.as_ref().map_or(OpOutcome::Error, outcome);
             self.metrics
                 .operation(op, outcome, start.elapsed().as_secs_f64());

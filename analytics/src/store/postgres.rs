@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, str::FromStr, time::Duration};
 
 use futures::{FutureExt, future::BoxFuture};
 use sqlx::{
-    PgConnection, PgPool, Row,
+    Connection, PgConnection, PgPool, Row,
     pool::PoolOptions,
     postgres::{PgConnectOptions, Postgres},
     query, query_scalar,
@@ -20,15 +20,18 @@ use crate::view::{CellValue, ChainRow, UserPage};
 
 /// Rows written by one statement.
 const ROWS_PER_STATEMENT: usize = 1_000;
-/// How long a query waits for a connection.
+/// Connections of the writers: one each for applying, for the checkpoint and for deleting what is old.
+const WRITERS: u32 = 3;
+/// How long an operation waits for a connection, and a connection for a sign of life when it is given back.
 const PATIENCE: Duration = Duration::from_secs(5);
 /// All reads of one query see one moment.
 const SNAPSHOT: &str = "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY";
 
-/// The store.
+/// The store. Queries have connections of their own: however many wait for one, the writers never do.
 #[derive(Debug)]
 pub struct PostgresStore {
-    pool: PgPool,
+    writer: PgPool,
+    reader: PgPool,
 }
 
 /// PostgreSQL's text holds no NUL; what stands for it is the same for writing and for looking up.
@@ -53,13 +56,27 @@ impl PostgresStore {
                 "statement_timeout",
                 statement_timeout.as_millis().to_string(),
             )]);
-        // Two are for the writers; queries must never starve them of both.
-        let pool = PoolOptions::<Postgres>::new()
-            .max_connections(connections_max.max(3))
-            .acquire_timeout(PATIENCE)
-            .connect_lazy_with(options);
-        Ok(Self { pool })
+        Ok(Self {
+            writer: pool(options.clone(), WRITERS),
+            reader: pool(options, connections_max.max(1)),
+        })
     }
+}
+
+fn pool(options: PgConnectOptions, connections: u32) -> PgPool {
+    PoolOptions::<Postgres>::new()
+        .max_connections(connections)
+        .acquire_timeout(PATIENCE)
+        // The driver would wait without end for a connection that hangs, and keep its place.
+        .after_release(|connection, _| {
+            Box::pin(async move {
+                match tokio::time::timeout(PATIENCE, connection.ping()).await {
+                    Ok(alive) => alive.map(|()| true),
+                    Err(_) => Err(sqlx::Error::Io(std::io::ErrorKind::TimedOut.into())),
+                }
+            })
+        })
+        .connect_lazy_with(options)
 }
 
 /// Moves one chain; `false` when the row is not as expected.
@@ -203,10 +220,10 @@ async fn upsert_users(
 impl PostgresStore {
     async fn read_contents(&self) -> Result<Contents, sqlx::Error> {
         let chains = query("SELECT * FROM chain ORDER BY partition")
-            .fetch_all(&self.pool)
+            .fetch_all(&self.writer)
             .await?;
         let series = query_scalar("SELECT name FROM series ORDER BY name")
-            .fetch_all(&self.pool)
+            .fetch_all(&self.writer)
             .await?;
         let chains = chains.iter().map(rows::chain).collect::<Result<_, _>>()?;
         Ok(Contents { chains, series })
@@ -215,13 +232,13 @@ impl PostgresStore {
     async fn read_chains(&self, partitions: &[i32]) -> Result<Vec<ChainRow>, sqlx::Error> {
         let found = query("SELECT * FROM chain WHERE partition = ANY($1)")
             .bind(partitions)
-            .fetch_all(&self.pool)
+            .fetch_all(&self.writer)
             .await?;
         found.iter().map(rows::chain).collect()
     }
 
     async fn read_state(&self) -> Result<CheckpointState, sqlx::Error> {
-        let mut snapshot = self.pool.begin_with(SNAPSHOT).await?;
+        let mut snapshot = self.writer.begin_with(SNAPSHOT).await?;
         let generation = query_scalar("SELECT generation FROM checkpoint")
             .fetch_one(&mut *snapshot)
             .await?;
@@ -248,7 +265,7 @@ impl PostgresStore {
         .bind(partition)
         .bind(from)
         .bind(i64::from(limit))
-        .fetch_all(&self.pool)
+        .fetch_all(&self.writer)
         .await?;
         let row = |(offset, payload): (i64, Vec<u8>)| DeltaRow {
             offset,
@@ -258,7 +275,7 @@ impl PostgresStore {
     }
 
     async fn write_advances(&self, advances: &[Advance]) -> Result<Swapped, sqlx::Error> {
-        let mut transaction = self.pool.begin().await?;
+        let mut transaction = self.writer.begin().await?;
         for advance in advances {
             if !swap_chain(&mut transaction, &advance.before, &advance.after).await? {
                 transaction.rollback().await?;
@@ -271,7 +288,7 @@ impl PostgresStore {
     }
 
     async fn write_checkpoint(&self, write: &CheckpointWrite) -> Result<Swapped, sqlx::Error> {
-        let mut transaction = self.pool.begin().await?;
+        let mut transaction = self.writer.begin().await?;
         // The row's lock, taken here, holds other checkpoints off until the commit.
         let swapped = query("UPDATE checkpoint SET generation = $2 WHERE generation = $1")
             .bind(write.from)
@@ -320,14 +337,14 @@ impl PostgresStore {
         )
         .bind(partitions)
         .bind(positions)
-        .execute(&self.pool)
+        .execute(&self.writer)
         .await
         .map(drop)
     }
 
     async fn read_rows(&self, scan: Scan<'_>) -> Result<Scanned, StoreError> {
         let failed = StoreError::of("read buckets");
-        let mut snapshot = self.pool.begin_with(SNAPSHOT).await.map_err(&failed)?;
+        let mut snapshot = self.reader.begin_with(SNAPSHOT).await.map_err(&failed)?;
         let generation = query_scalar("SELECT generation FROM checkpoint")
             .fetch_one(&mut *snapshot)
             .await
@@ -372,7 +389,7 @@ impl PostgresStore {
     }
 
     async fn read_user(&self, filter: UserFilter<'_>) -> Result<UserPages, sqlx::Error> {
-        let mut snapshot = self.pool.begin_with(SNAPSHOT).await?;
+        let mut snapshot = self.reader.begin_with(SNAPSHOT).await?;
         let generation = query_scalar("SELECT generation FROM checkpoint")
             .fetch_one(&mut *snapshot)
             .await?;
@@ -430,7 +447,7 @@ impl PostgresStore {
         .bind(tier_s as i32)
         .bind(before_s)
         .bind(i64::from(limit))
-        .execute(&self.pool)
+        .execute(&self.writer)
         .await?;
         Ok(deleted.rows_affected())
     }
@@ -438,7 +455,7 @@ impl PostgresStore {
 
 impl Store for PostgresStore {
     fn migrate(&self) -> StoreFuture<'_, ()> {
-        async { Ok(schema::postgres().run(&self.pool).await?) }.boxed()
+        async { Ok(schema::postgres().run(&self.writer).await?) }.boxed()
     }
 
     fn contents(&self) -> StoreFuture<'_, Contents> {
@@ -491,14 +508,22 @@ impl Store for PostgresStore {
     }
 
     fn connections(&self) -> Connections {
-        let idle = self.pool.num_idle() as u32;
-        Connections {
-            busy: self.pool.size().saturating_sub(idle),
-            idle,
-        }
+        let pools = [&self.writer, &self.reader];
+        pools.iter().fold(Connections::default(), |sum, pool| {
+            // The count of idle connections may pass below zero for a moment, and wrap.
+            let idle = pool.num_idle().min(pool.size() as usize) as u32;
+            Connections {
+                busy: sum.busy + pool.size().saturating_sub(idle),
+                idle: sum.idle + idle,
+            }
+        })
     }
 
     fn close(&self) -> BoxFuture<'_, ()> {
-        self.pool.close().boxed()
+        async {
+            self.reader.close().await;
+            self.writer.close().await;
+        }
+        .boxed()
     }
 }

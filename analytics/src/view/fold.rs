@@ -46,6 +46,9 @@ pub struct Fold {
     recent_bytes: usize,
     /// Per partition, the position from which its records belong to the overlay.
     checkpointed: BTreeMap<i32, i64>,
+    /// Per partition, the position that the rows had reached from which the recent seconds were loaded. A power cut may
+    /// leave the chain behind them: what is read again must not count again.
+    loaded: BTreeMap<i32, i64>,
 }
 
 impl Fold {
@@ -68,8 +71,14 @@ impl Fold {
             keys,
             limits,
             recent_bytes: 0,
+            loaded: checkpointed.clone(),
             checkpointed,
         }
+    }
+
+    /// From now on so many seconds are kept; those that are gone do not come back.
+    pub fn keep_recent_s(&mut self, seconds: i64) {
+        self.limits.recent_seconds = seconds;
     }
 
     /// The view as it is now.
@@ -142,7 +151,8 @@ impl Fold {
         batch: &DeltaBatch,
         changed: &mut Published,
     ) {
-        let pending = offset >= self.checkpointed.get(&partition).copied().unwrap_or(0);
+        let pending = offset >= self.checkpointed(partition);
+        let recent = offset >= self.loaded.get(&partition).copied().unwrap_or(0);
         let text = |index: &u32| {
             batch
                 .strings
@@ -162,8 +172,10 @@ impl Fold {
                     series,
                     key: &key,
                     value: &value,
+                    pending,
+                    recent,
                 };
-                changed.unreadable_sketches += self.put(put, pending);
+                changed.unreadable_sketches += self.put(put);
                 changed.seconds.push(cell.bucket_s);
             }
         }
@@ -172,12 +184,14 @@ impl Fold {
         }
     }
 
-    fn put(&mut self, put: Put<'_>, pending: bool) -> u64 {
+    fn put(&mut self, put: Put<'_>) -> u64 {
         let Put {
             second,
             series,
             key,
             value,
+            pending,
+            recent,
         } = put;
         let mut unreadable = 0;
         let mut add = |cell: Option<&Arc<Cell>>| {
@@ -198,7 +212,7 @@ impl Fold {
                 after
             });
         }
-        if second >= self.view.recent_from_s {
+        if recent && second >= self.view.recent_from_s {
             self.put_recent(second, series, key, |before| match &overlaid {
                 Some((overlay_before, after)) if same(overlay_before.as_ref(), before) => {
                     Arc::clone(after)
@@ -230,6 +244,7 @@ impl Fold {
         self.recent_bytes = self.recent_bytes.saturating_add_signed(grown);
         self.drop_before(recent_from(&self.limits, now_s));
         self.fit();
+        self.keys.forget_unused();
         Settled {
             unreadable_sketches,
         }
@@ -322,6 +337,10 @@ struct Put<'a> {
     series: SeriesId,
     key: &'a Arc<Key>,
     value: &'a CellValue,
+    /// Whether it belongs to the overlay.
+    pending: bool,
+    /// Whether the recent seconds lack it.
+    recent: bool,
 }
 
 fn same(one: Option<&Arc<Cell>>, other: Option<&Arc<Cell>>) -> bool {

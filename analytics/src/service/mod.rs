@@ -3,21 +3,27 @@
 //! gRPC and REST are thin adapters over this. A range that lies wholly in memory is answered from one view and touches
 //! no lock; any other from the store's rows and the overlays that complete them, of one moment.
 
-use std::{collections::HashMap, ops::Range, sync::Arc, time::Duration};
+mod cells;
+mod users;
+
+use std::{ops::Range, sync::Arc, time::Duration};
 
 use arc_swap::ArcSwapOption;
 use streamgauge_chain::sketch::{QUANTILES_ERROR, USERS_ERROR};
 use streamgauge_lifecycle::SharedClock;
 use streamgauge_proto::{ErrorCode, Problem, v1};
 use streamgauge_resilience::Breaker;
+use tokio::sync::{Notify, Semaphore, SemaphorePermit};
 
+use self::cells::{Cells, Wanted};
+pub use self::users::UserEvents;
 use crate::{
     config::Config,
-    error::{invalid, store_problem, unavailable},
-    metrics::{AnalyticsMetrics, Source},
-    query::{self, Cover, Filter, SeriesQuery, TopQuery},
-    store::{Scan, Scanned, Store, StoreError, UserFilter, UserPages},
-    view::{CellRef, Key, View, dimensions_of},
+    error::{invalid, too_many_queries},
+    metrics::AnalyticsMetrics,
+    query::{self, Filter, SeriesQuery, TopQuery},
+    store::Store,
+    view::{View, dimensions_of},
 };
 
 /// The view that queries see, replaced as a whole by its one writer; none until the store was read.
@@ -25,8 +31,6 @@ pub type SharedView = Arc<ArcSwapOption<View>>;
 
 /// The latest second that a range may reach: the year 9999.
 const LATEST_S: i64 = 253_402_300_799;
-/// Wait before rows and memory are read again, when a checkpoint came in between.
-const AGAIN: Duration = Duration::from_millis(5);
 
 /// The queries.
 pub struct Service {
@@ -36,58 +40,10 @@ pub struct Service {
     clock: SharedClock,
     metrics: AnalyticsMetrics,
     config: Arc<Config>,
-}
-
-/// Cells that answer a query, held for as long as it takes.
-struct Cells {
-    view: Arc<View>,
-    /// What the store adds to memory; `None` when memory holds all.
-    stored: Option<Stored>,
-    range: Range<i64>,
-    resolution_s: i64,
-}
-
-struct Stored {
-    rows: Vec<(i64, Arc<Key>, crate::view::CellValue)>,
-    generation: i64,
-}
-
-/// What cells a query needs.
-struct Wanted<'a> {
-    series: &'a str,
-    range: Range<i64>,
-    step_s: Option<i64>,
-    quantiles: bool,
-}
-
-impl Cells {
-    fn of<'a>(
-        &'a self,
-        series: &str,
-        step_s: Option<i64>,
-    ) -> impl Iterator<Item = CellRef<'a>> + Clone {
-        let id = self.view.names.id(series).unwrap_or(usize::MAX);
-        let memory = self.stored.is_none();
-        let recent = memory.then(|| self.view.recent.cells(id, self.range.clone(), step_s));
-        let rows = self
-            .stored
-            .iter()
-            .flat_map(|stored| &stored.rows)
-            .map(|(start, key, value)| CellRef {
-                bucket_s: *start,
-                key,
-                value,
-            });
-        let generation = self.stored.as_ref().map(|stored| stored.generation);
-        let overlays = generation
-            .and_then(|at| self.view.overlays_at(at))
-            .unwrap_or_default();
-        let range = self.range.clone();
-        let overlaid = overlays
-            .into_iter()
-            .flat_map(move |overlay| overlay.seconds.cells(id, range.clone(), Some(1)));
-        recent.into_iter().flatten().chain(rows).chain(overlaid)
-    }
+    /// Told when the store is at a checkpoint that the view does not know.
+    overtaken: Arc<Notify>,
+    /// Places for queries.
+    places: Semaphore,
 }
 
 impl Service {
@@ -101,7 +57,10 @@ impl Service {
     ) -> Self {
         let observer = crate::metrics::observer(&metrics);
         let breaker = Breaker::new(crate::metrics::BREAKER, &config.store.breaker, observer);
+        let places = config.query.concurrent_max.clamp(1, Semaphore::MAX_PERMITS);
         Self {
+            overtaken: Arc::new(Notify::new()),
+            places: Semaphore::new(places),
             view,
             store,
             breaker,
@@ -118,8 +77,20 @@ impl Service {
     pub fn view(&self) -> Result<Arc<View>, Problem> {
         self.view.load_full().ok_or_else(|| {
             let message = "the store is being read after a start; ask again shortly";
-            Problem::new(ErrorCode::StoreUnavailable, message).retry_after(Duration::from_secs(1))
+            Problem::new(ErrorCode::NotReady, message).retry_after(Duration::from_secs(1))
         })
+    }
+
+    /// Told when a query finds the store at a checkpoint that the view does not know: another instance wrote it.
+    pub fn overtaken(&self) -> Arc<Notify> {
+        Arc::clone(&self.overtaken)
+    }
+
+    /// A place for a query, which may take time.
+    fn place(&self) -> Result<SemaphorePermit<'_>, Problem> {
+        self.places
+            .try_acquire()
+            .map_err(|_| too_many_queries(self.config.query.concurrent_max))
     }
 
     /// Settings.
@@ -175,6 +146,7 @@ impl Service {
             step_s: Some(step_s),
             quantiles: !query.quantiles.is_empty(),
         };
+        let _place = self.place()?;
         let cells = self.cells(wanted).await?;
         let query = SeriesQuery {
             watermark_us: cells.view.watermark_us,
@@ -186,7 +158,7 @@ impl Service {
             "events",
             !query.quantiles.is_empty(),
         );
-        let found = work_out(cells, series, move |cells, series| {
+        let found = self.work_out(cells, series, Some(step_s), move |cells, series| {
             query::series(&query, cells.of(series, Some(step_s)))
         });
         let Some(found) = found.await? else {
@@ -223,6 +195,7 @@ impl Service {
             step_s: None,
             quantiles: has_quantiles,
         };
+        let _place = self.place()?;
         let cells = self.cells(wanted(series)).await?;
         // `all` knows everybody by one sketch per bucket; the union over many keys would cost far more.
         let everybody = match cells.stored {
@@ -237,7 +210,7 @@ impl Service {
             v1::Measure::Users => "users",
         };
         let info = info(&cells, range.end, unit, has_quantiles);
-        let found = work_out(cells, series, move |cells, series| {
+        let found = self.work_out(cells, series, None, move |cells, series| {
             query::top(&query, cells.of(series, None), everybody)
         });
         let (entries, total, keys) = found.await?;
@@ -266,9 +239,10 @@ impl Service {
             step_s: None,
             quantiles: false,
         };
+        let _place = self.place()?;
         let cells = self.cells(wanted).await?;
         let info = info(&cells, range.end, "users", false);
-        let found = work_out(cells, series, move |cells, series| {
+        let found = self.work_out(cells, series, None, move |cells, series| {
             query::distinct(&filter, cells.of(series, None))
         });
         let users = found.await?;
@@ -278,84 +252,6 @@ impl Service {
             users: users.estimate(),
             lower,
             upper,
-        })
-    }
-
-    /// What one user did, page by page.
-    ///
-    /// # Errors
-    /// A parameter that cannot be used, or a store that cannot be read.
-    pub async fn user_activity(
-        &self,
-        request: v1::UserActivityRequest,
-    ) -> Result<v1::UserActivityResponse, Problem> {
-        if request.user_id.is_empty() {
-            let problem = Problem::new(ErrorCode::MissingField, "a user_id is needed");
-            return Err(problem.field("user_id"));
-        }
-        let limit = self.limit(request.limit, self.config.query.keys_default)?;
-        let wanted = |text: &'_ String| (!text.is_empty()).then(|| text.clone());
-        let (page, kind) = (wanted(&request.page_url), wanted(&request.event_type));
-        let filter = UserFilter {
-            user_id: &request.user_id,
-            page_url: page.as_deref(),
-            event_type: kind.as_deref(),
-            limit: self.config.query.rows_max,
-        };
-        let (view, stored) = self.stored_user(filter).await?;
-        let mut count = stored.count;
-        let mut pages: HashMap<(String, String), (u64, i64)> = stored
-            .rows
-            .into_iter()
-            .map(|row| ((row.page_url, row.event_type), (row.count, row.last_us)))
-            .collect();
-        for overlay in view.overlays_at(stored.generation).unwrap_or_default() {
-            let kept = overlay.pages_of(filter.user_id).filter(|row| {
-                filter
-                    .page_url
-                    .is_none_or(|page| *row.key.page_url == *page)
-                    && filter
-                        .event_type
-                        .is_none_or(|kind| *row.key.event_type == *kind)
-            });
-            for row in kept {
-                let key = (row.key.page_url.to_string(), row.key.event_type.to_string());
-                let sum = pages.entry(key).or_default();
-                *sum = (sum.0.saturating_add(row.count), sum.1.max(row.last_us));
-                count = count.saturating_add(row.count);
-            }
-        }
-        let mut pages: Vec<v1::PageActivity> = pages
-            .into_iter()
-            .map(
-                |((page_url, event_type), (count, last_us))| v1::PageActivity {
-                    page_url,
-                    event_type,
-                    count,
-                    last_us,
-                },
-            )
-            .collect();
-        pages.sort_by(|one, other| {
-            let counts = other.count.cmp(&one.count);
-            counts.then_with(|| {
-                (&one.page_url, &one.event_type).cmp(&(&other.page_url, &other.event_type))
-            })
-        });
-        pages.truncate(limit);
-        let info = v1::AnswerInfo {
-            as_of_us: view.as_of_us,
-            watermark_us: view.watermark_us,
-            // More may come at any time: the range has no end.
-            r#final: false,
-            unit: String::from("events"),
-            ..v1::AnswerInfo::default()
-        };
-        Ok(v1::UserActivityResponse {
-            info: Some(info),
-            user_id: request.user_id,
-            count,
-            pages,
         })
     }
 
@@ -416,122 +312,6 @@ impl Service {
             _ => Err(invalid("limit", format!("the limit is at most {most}"))),
         }
     }
-
-    async fn cells(&self, wanted: Wanted<'_>) -> Result<Cells, Problem> {
-        let view = self.view()?;
-        if wanted.range.start >= view.recent_from_s {
-            self.metrics.query(Source::Memory);
-            return Ok(Cells {
-                view,
-                stored: None,
-                range: wanted.range,
-                resolution_s: 1,
-            });
-        }
-        self.metrics.query(Source::Store);
-        let floors = self
-            .config
-            .retention
-            .floors(self.clock.now_us().div_euclid(1_000_000));
-        let covered = query::cover(wanted.range.clone(), wanted.step_s, &floors).map_err(|kept| {
-            let message = format!("of that age only buckets of {kept} s are kept; take a step that is a multiple of it");
-            invalid("step", message)
-        })?;
-        let (view, scanned) = self.stored_rows(&wanted, &covered).await?;
-        let mut keys = view.keys.sibling();
-        let rows = scanned.rows.into_iter().filter_map(|(start, text, value)| {
-            let key = keys.from_text(&text);
-            if key.is_none() {
-                tracing::error!(
-                    series = wanted.series,
-                    key = text,
-                    "a key in the store cannot be read"
-                );
-            }
-            Some((start, key?, value))
-        });
-        let stored = Stored {
-            rows: rows.collect(),
-            generation: scanned.generation,
-        };
-        let (range, resolution_s) = (covered.range, covered.resolution_s);
-        Ok(Cells {
-            view,
-            stored: Some(stored),
-            range,
-            resolution_s,
-        })
-    }
-
-    /// The store's rows and a view that completes them.
-    async fn stored_rows(
-        &self,
-        wanted: &Wanted<'_>,
-        covered: &Cover,
-    ) -> Result<(Arc<View>, Scanned), Problem> {
-        let scan = Scan {
-            series: wanted.series,
-            segments: &covered.segments,
-            rows_max: self.config.query.rows_max,
-            quantiles: wanted.quantiles,
-        };
-        for _ in 0..self.config.query.attempts_max.max(1) {
-            let scanned = self.ask(self.store.scan(scan)).await?;
-            let view = self.view()?;
-            if view.overlays_at(scanned.generation).is_some() {
-                return Ok((view, scanned));
-            }
-            tokio::time::sleep(AGAIN).await;
-        }
-        Err(overtaken())
-    }
-
-    async fn stored_user(&self, filter: UserFilter<'_>) -> Result<(Arc<View>, UserPages), Problem> {
-        for _ in 0..self.config.query.attempts_max.max(1) {
-            let stored = self.ask(self.store.user_pages(filter)).await?;
-            let view = self.view()?;
-            if view.overlays_at(stored.generation).is_some() {
-                return Ok((view, stored));
-            }
-            tokio::time::sleep(AGAIN).await;
-        }
-        Err(overtaken())
-    }
-
-    async fn ask<T>(&self, work: crate::store::StoreFuture<'_, T>) -> Result<T, Problem> {
-        let is_failure = |error: &StoreError| error.is_retryable();
-        self.breaker.call(is_failure, work).await.map_err(|error| {
-            self.metrics.core.error("query", "store");
-            store_problem(error)
-        })
-    }
-}
-
-/// Adds cells up: what is in memory here and now, what came from the store, which may be much, on a thread for long work.
-async fn work_out<T: Send + 'static>(
-    cells: Cells,
-    series: &str,
-    work: impl FnOnce(&Cells, &str) -> T + Send + 'static,
-) -> Result<T, Problem> {
-    if cells.stored.is_none() {
-        return Ok(work(&cells, series));
-    }
-    let series = series.to_owned();
-    tokio::task::spawn_blocking(move || work(&cells, &series))
-        .await
-        .map_err(|error| {
-            tracing::error!(%error, "a query failed");
-            Problem::new(
-                ErrorCode::Internal,
-                "the query failed; the log has the cause",
-            )
-        })
-}
-
-/// Another instance's checkpoint was there first, and this one has not followed yet.
-fn overtaken() -> Problem {
-    tracing::warn!("a query found the store at a checkpoint that memory does not know yet");
-    unavailable(Duration::from_secs(1))
 }
 
 fn info(cells: &Cells, end_s: i64, unit: &str, has_quantiles: bool) -> v1::AnswerInfo {
