@@ -1,5 +1,7 @@
 //! The same look and the same control over gRPC, with reflection and the standard health service.
 
+use std::time::Duration;
+
 use streamgauge_lifecycle::{Health, SharedClock, Shutdown};
 use streamgauge_proto::{
     FILE_DESCRIPTOR_SET,
@@ -10,9 +12,11 @@ use streamgauge_proto::{
 };
 use tokio::net::TcpListener;
 use tokio_stream::wrappers::TcpListenerStream;
-use tonic::{Request, Response, Status, transport::Server};
+use tonic::{Request, Response, Status, server::NamedService, transport::Server};
 
 use crate::{config::GrpcConfig, error::Error, metrics::ConsumerMetrics, status::Board};
+
+type ControlServer = ConsumerControlServer<Control>;
 
 /// The methods that are measured.
 pub const METHODS: [&str; 3] = [
@@ -76,6 +80,7 @@ pub async fn serve(
     let watching = tokio::spawn(report_health(reporter, health, shutdown.clone()));
     let control = ConsumerControlServer::new(control)
         .max_decoding_message_size(config.request_kib_max.saturating_mul(1024));
+    let stopped = shutdown.clone();
     let server = Server::builder()
         .tcp_nodelay(true)
         .concurrency_limit_per_connection(config.connection_calls_max as usize)
@@ -86,7 +91,16 @@ pub async fn serve(
         .add_service(reflection().build_v1().map_err(Error::Reflection)?)
         .add_service(reflection().build_v1alpha().map_err(Error::Reflection)?)
         .serve_with_incoming_shutdown(TcpListenerStream::new(listener), shutdown.triggered_owned());
-    let served = server.await.map_err(Error::Grpc);
+    let close = Duration::from_millis(config.close_ms_max);
+    let late = async {
+        stopped.triggered().await;
+        tokio::time::sleep(close).await;
+    };
+    let served = tokio::select! {
+        served = server => served.map_err(Error::Grpc),
+        // A client that keeps a call open must not keep the service.
+        () = late => Ok(()),
+    };
     watching.abort();
     served
 }
@@ -97,9 +111,9 @@ fn reflection() -> tonic_reflection::server::Builder<'static> {
         .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
 }
 
-/// Keeps the standard health service at what readiness says.
+/// Keeps the standard health service at what readiness says, and at the end closes its watches.
 async fn report_health(
-    reporter: tonic_health::server::HealthReporter,
+    mut reporter: tonic_health::server::HealthReporter,
     health: Health,
     shutdown: Shutdown,
 ) {
@@ -119,8 +133,14 @@ async fn report_health(
         };
         reporter.set_service_status("", status).await;
         tokio::select! {
-            changed = ready.changed() => if changed.is_err() { return },
-            () = shutdown.triggered() => return,
+            changed = ready.changed() => if changed.is_err() { break },
+            () = shutdown.triggered() => break,
         }
+    }
+    for service in ["", <ControlServer as NamedService>::NAME] {
+        reporter
+            .set_service_status(service, tonic_health::ServingStatus::NotServing)
+            .await;
+        reporter.clear_service_status(service).await;
     }
 }
