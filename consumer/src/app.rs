@@ -183,15 +183,16 @@ impl Stream {
             joined,
             self.instance.clone(),
         );
-        tokio::join!(
-            group.run(changes, self.stop.clone()),
-            monitor::run(
-                Arc::clone(&shared),
-                self.board.clone(),
-                log,
-                self.stop.clone()
-            ),
+        let monitor = monitor::run(
+            Arc::clone(&shared),
+            self.board.clone(),
+            log,
+            self.stop.clone(),
         );
+        tokio::try_join!(group.run(changes, self.stop.clone()), async {
+            monitor.await;
+            Ok(())
+        })?;
         self.leave(shared).await;
         Ok(())
     }
@@ -227,7 +228,7 @@ impl Stream {
         let sink = self.metrics.stats_sink();
         Arc::new(move |stats| {
             sink(stats);
-            if stats.rebalances > 0 {
+            if stats.is_member {
                 joined.up();
             }
         })

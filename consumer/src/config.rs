@@ -125,6 +125,8 @@ pub struct GrpcConfig {
     pub request_kib_max: usize,
     /// Calls at once on one connection; those beyond wait.
     pub connection_calls_max: u32,
+    /// Time for open calls, a health watch among them, to end after a shutdown, in milliseconds.
+    pub close_ms_max: u64,
 }
 
 impl Default for GrpcConfig {
@@ -133,6 +135,7 @@ impl Default for GrpcConfig {
             listen: SocketAddr::from(([127, 0, 0, 1], 50052)),
             request_kib_max: 64,
             connection_calls_max: 64,
+            close_ms_max: 2_000,
         }
     }
 }
@@ -229,6 +232,9 @@ pub struct EventsConfig {
     pub bytes_max: usize,
     /// How far ahead of log time an event may be, in milliseconds.
     pub future_max_ms: u64,
+    /// How far ahead of this machine's clock the time of a record may be, in milliseconds. Records beyond do not move log
+    /// time and go to the dead-letter topic; with a clock that lags by more, all do.
+    pub log_time_ahead_max_ms: u64,
     /// Events older than this, by log time and unless marked historical, are late; in hours.
     pub accepted_age_hours: u32,
 }
@@ -238,6 +244,7 @@ impl Default for EventsConfig {
         Self {
             bytes_max: 512 * 1024,
             future_max_ms: 86_400_000,
+            log_time_ahead_max_ms: 3_600_000,
             accepted_age_hours: 168,
         }
     }
@@ -274,8 +281,11 @@ pub struct OwnerConfig {
     pub retry_ms_min: u64,
     /// The longest such wait, in milliseconds.
     pub retry_ms_max: u64,
-    /// Time to confirm what is in flight when a partition is taken away, in milliseconds.
+    /// Time to confirm what is in flight when a partition is taken away, in milliseconds; below
+    /// `group.revoke_timeout_ms`, so that what was confirmed is committed before the rebalance goes on.
     pub revoke_ms_max: u64,
+    /// How often Kafka may refuse a dead letter before less of the record is kept; too large a one is cut at once.
+    pub dead_letter_refusals_max: u32,
     /// How often the ends of the partitions are asked for, in milliseconds.
     pub status_interval_ms: u64,
 }
@@ -288,6 +298,7 @@ impl Default for OwnerConfig {
             retry_ms_min: 50,
             retry_ms_max: 2_000,
             revoke_ms_max: 3_000,
+            dead_letter_refusals_max: 10,
             status_interval_ms: 1_000,
         }
     }
@@ -365,6 +376,19 @@ impl Config {
                 "owner.retry_ms_min",
                 String::from("it must be at least 1 and not above owner.retry_ms_max"),
             ),
+            (
+                self.owner.revoke_ms_max < self.group.revoke_timeout_ms,
+                "owner.revoke_ms_max",
+                format!(
+                    "it must be below group.revoke_timeout_ms ({}), so that what is confirmed is committed in time",
+                    self.group.revoke_timeout_ms
+                ),
+            ),
+            (
+                self.owner.dead_letter_refusals_max > 0,
+                "owner.dead_letter_refusals_max",
+                String::from("it must be at least 1"),
+            ),
         ];
         match rules.into_iter().find(|(kept, ..)| !kept) {
             Some((_, setting, rule)) => Err(ConfigError::Rule { setting, rule }),
@@ -393,6 +417,7 @@ impl Config {
             batch_bytes_max: self.batch.kib_max * 1024,
             commit_interval_ms: self.owner.commit_interval_ms,
             retry_ms: (self.owner.retry_ms_min, self.owner.retry_ms_max),
+            log_time_ahead_us_max: micros(self.events.log_time_ahead_max_ms),
             accepted_age_us: i64::from(self.events.accepted_age_hours) * 3_600_000_000,
             allowed_lateness_us: micros(self.batch.allowed_lateness_ms),
             limits: Limits {
@@ -428,7 +453,7 @@ mod tests {
     #[test]
     fn a_broken_rule_names_its_setting() {
         type Breaking = fn(&mut Config);
-        let cases: [(&str, Breaking); 6] = [
+        let cases: [(&str, Breaking); 7] = [
             ("topics.partitions", |config| config.topics.partitions = 0),
             ("batch.kib_max", |config| config.batch.kib_max = 1_000),
             ("batch.records_max", |config| config.batch.records_max = 0),
@@ -437,6 +462,9 @@ mod tests {
             }),
             ("owner.retry_ms_min", |config| {
                 config.owner.retry_ms_min = 5_000
+            }),
+            ("owner.revoke_ms_max", |config| {
+                config.owner.revoke_ms_max = config.group.revoke_timeout_ms
             }),
             ("no dimension `page`", |config| {
                 config.series[1].dimensions = vec![String::from("page")]

@@ -2,7 +2,9 @@
 //!
 //! A dead letter is safe before the batch that counts it is written. A crash in between writes it again with the same
 //! source topic, partition and offset; that triple is its identity. The key, the value and the headers of the record
-//! are carried as they were.
+//! are carried as they were, unless Kafka does not take that much; then in stages less is kept, for what stops one
+//! record would stop its partition. A dead letter's own time is that of its writing, so that retention keeps it as
+//! long as any other.
 
 use std::time::Duration;
 
@@ -27,6 +29,12 @@ pub const SOURCE_OFFSET: &str = "sg-source-offset";
 pub const GROUP: &str = "sg-group";
 /// When, in microseconds since the Unix epoch.
 pub const TIME: &str = "sg-time";
+/// The record's own time, in milliseconds since the Unix epoch; absent when it had none.
+pub const SOURCE_TIME: &str = "sg-source-time";
+/// Says what became of the original headers: `unreadable`, or `dropped` for lack of room.
+pub const ORIGINAL_HEADERS: &str = "sg-original-headers";
+/// The key's length, when it was too long to be carried whole.
+pub const KEY_TRUNCATED: &str = "sg-key-truncated";
 /// Attempts at writing it here, this one included.
 pub const ATTEMPTS: &str = "sg-attempts";
 /// The value's length, when it was too long to be carried whole.
@@ -34,16 +42,35 @@ pub const TRUNCATED: &str = "sg-truncated";
 
 /// How much of a value is kept when the record, with its new headers, is more than Kafka takes.
 const TRUNCATED_BYTES: usize = 4 * 1024;
+/// How much of a key is kept when even that is more than Kafka takes.
+const KEY_TRUNCATED_BYTES: usize = 256;
+
+/// How much of the record is kept.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Stage {
+    /// All of it.
+    Whole,
+    /// The start of the value; the key and the headers whole.
+    ValueCut,
+    /// The starts of the key and of the value, and no header but our own.
+    KeyCut,
+    /// Our own headers, which say where it came from and why.
+    Bare,
+}
 
 /// A record on its way to the dead-letter topic.
 #[derive(Clone, Debug)]
 pub struct DeadLetter {
     /// Why.
     pub reason: Reason,
-    headers: Vec<(String, Vec<u8>)>,
+    stage: Stage,
+    /// Attempts that Kafka refused at this stage.
+    refusals: u32,
+    /// Ours come first: those of the record may have any name.
+    own: Vec<(&'static str, Vec<u8>)>,
+    original: Vec<(String, Vec<u8>)>,
     key: Option<Vec<u8>>,
     value: Option<Vec<u8>>,
-    timestamp_ms: i64,
 }
 
 /// Where records come from, and who refuses them.
@@ -70,44 +97,126 @@ impl DeadLetter {
             (GROUP, origin.group.to_owned()),
             (TIME, now_us.to_string()),
         ];
-        let own = own.map(|(name, text)| (name.to_owned(), text.into_bytes()));
+        let mut own: Vec<_> = own
+            .into_iter()
+            .map(|(name, text)| (name, text.into_bytes()))
+            .collect();
+        if record.timestamp_ms >= 0 {
+            own.push((SOURCE_TIME, record.timestamp_ms.to_string().into_bytes()));
+        }
+        if record.headers.is_unreadable() {
+            own.push((ORIGINAL_HEADERS, b"unreadable".to_vec()));
+        }
         // A header without a value arrives as one of zero bytes.
         let original = record
             .headers
             .map(|(name, value)| (name.to_owned(), value.unwrap_or_default().to_vec()));
         Self {
             reason: reject.reason,
-            headers: own.into_iter().chain(original).collect(),
+            stage: Stage::Whole,
+            refusals: 0,
+            own,
+            original: original.collect(),
             key: record.key.map(<[u8]>::to_vec),
             value: record.payload.map(<[u8]>::to_vec),
-            timestamp_ms: record.timestamp_ms,
         }
     }
 
-    /// Keeps the start of the value only, and says how long it was.
-    fn truncate(&mut self) {
-        if let Some(value) = &mut self.value
-            && value.len() > TRUNCATED_BYTES
-        {
-            let length = value.len().to_string();
-            value.truncate(TRUNCATED_BYTES);
-            self.headers
-                .push((TRUNCATED.to_owned(), length.into_bytes()));
+    /// Takes in why it was not written. What is too large is cut at once; another refusal may pass, so that it is tried
+    /// again before less is kept.
+    fn failed(&mut self, error: &PublishError, refusals_max: u32) {
+        match error {
+            PublishError::TooLarge => self.shrink(),
+            PublishError::Refused(_) => {
+                self.refusals += 1;
+                if self.refusals >= refusals_max {
+                    self.shrink();
+                }
+            }
+            _ => {}
         }
     }
+
+    /// Goes on to the next stage that makes a difference.
+    fn shrink(&mut self) {
+        self.refusals = 0;
+        match self.stage {
+            Stage::Whole => {
+                self.stage = Stage::ValueCut;
+                if !cut(&mut self.own, TRUNCATED, &mut self.value, TRUNCATED_BYTES) {
+                    self.shrink();
+                }
+            }
+            Stage::ValueCut => {
+                self.stage = Stage::KeyCut;
+                let cut = cut(
+                    &mut self.own,
+                    KEY_TRUNCATED,
+                    &mut self.key,
+                    KEY_TRUNCATED_BYTES,
+                );
+                if !self.drop_headers() && !cut {
+                    self.shrink();
+                }
+            }
+            Stage::KeyCut => {
+                self.stage = Stage::Bare;
+                cut(&mut self.own, KEY_TRUNCATED, &mut self.key, 0);
+                cut(&mut self.own, TRUNCATED, &mut self.value, 0);
+                self.key = None;
+            }
+            Stage::Bare => {}
+        }
+    }
+
+    fn drop_headers(&mut self) -> bool {
+        if self.original.is_empty() {
+            return false;
+        }
+        self.original = Vec::new();
+        self.own.push((ORIGINAL_HEADERS, b"dropped".to_vec()));
+        true
+    }
+}
+
+/// Keeps the start of the bytes, and says in a header how long they were; `false` when they were no longer.
+fn cut(
+    own: &mut Vec<(&'static str, Vec<u8>)>,
+    header: &'static str,
+    bytes: &mut Option<Vec<u8>>,
+    max: usize,
+) -> bool {
+    let Some(bytes) = bytes.as_mut().filter(|bytes| bytes.len() > max) else {
+        return false;
+    };
+    if !own.iter().any(|(name, _)| *name == header) {
+        own.push((header, bytes.len().to_string().into_bytes()));
+    }
+    bytes.truncate(max);
+    true
+}
+
+/// Where dead letters go, and how patiently.
+pub struct Target<'a> {
+    /// Writes them.
+    pub publisher: &'a Publisher,
+    /// The dead-letter topic.
+    pub topic: &'a str,
+    /// Waits between attempts.
+    pub backoff: &'a BackoffConfig,
+    /// Refusals after which less of the record is kept.
+    pub refusals_max: u32,
 }
 
 /// Writes all of them, however long it takes; `on_error` hears of each failed attempt.
 pub async fn write(
-    publisher: &Publisher,
-    topic: &str,
+    target: &Target<'_>,
     mut letters: Vec<DeadLetter>,
-    backoff: &BackoffConfig,
     on_error: impl Fn(&PublishError),
 ) {
-    let mut waits = Backoff::new(backoff, 0);
+    let mut waits = Backoff::new(target.backoff, 0);
     for attempt in 1u32.. {
-        let failed = write_once(publisher, topic, &letters, attempt).await;
+        let failed = write_once(target, &letters, attempt).await;
         let Some((_, error)) = failed.first() else {
             return;
         };
@@ -115,44 +224,117 @@ pub async fn write(
         let mut left = Vec::with_capacity(failed.len());
         for (index, error) in &failed {
             let mut letter = letters[*index].clone();
-            if matches!(error, PublishError::TooLarge) {
-                letter.truncate();
-            }
+            letter.failed(error, target.refusals_max);
             left.push(letter);
         }
         letters = left;
-        tokio::time::sleep(
-            waits
-                .next()
-                .unwrap_or(Duration::from_millis(backoff.max_ms)),
-        )
-        .await;
+        let wait = waits.next();
+        tokio::time::sleep(wait.unwrap_or(Duration::from_millis(target.backoff.max_ms))).await;
     }
 }
 
 async fn write_once(
-    publisher: &Publisher,
-    topic: &str,
+    target: &Target<'_>,
     letters: &[DeadLetter],
     attempt: u32,
 ) -> Vec<(usize, PublishError)> {
     let attempts = attempt.to_string();
-    let mut batch = publisher.batch();
+    let mut batch = target.publisher.batch();
     for letter in letters {
-        let own = [(ATTEMPTS, attempts.as_bytes())];
-        let carried = letter
-            .headers
+        let own = letter.own.iter().map(|(name, value)| (*name, &**value));
+        let original = letter
+            .original
             .iter()
-            .map(|(name, value)| (name.as_str(), value.as_slice()));
-        let headers: Vec<_> = carried.chain(own).collect();
+            .map(|(name, value)| (&**name, &**value));
+        let headers: Vec<_> = own
+            .chain([(ATTEMPTS, attempts.as_bytes())])
+            .chain(original)
+            .collect();
         batch.push(Record {
-            topic,
+            topic: target.topic,
             partition: None,
             key: letter.key.as_deref(),
             payload: letter.value.as_deref(),
-            timestamp_ms: (letter.timestamp_ms >= 0).then_some(letter.timestamp_ms),
+            timestamp_ms: None,
             headers: &headers,
         });
     }
     batch.finish().await.failed
+}
+
+#[cfg(test)]
+mod tests {
+    use streamgauge_kafka::ChunkBuilder;
+
+    use super::*;
+
+    fn letter(key: usize, value: usize, header: usize) -> DeadLetter {
+        let mut builder = ChunkBuilder::new(0);
+        let (key, value, header) = (vec![b'k'; key], vec![b'v'; value], vec![b'h'; header]);
+        let headers = (!header.is_empty()).then_some(("name", Some(&header[..])));
+        builder.push(7, 5, Some(&key), Some(&value), headers);
+        let chunk = builder.take().unwrap();
+        let origin = Origin {
+            topic: "t",
+            partition: 3,
+            group: "g",
+        };
+        let reject = Reject::decode(Reason::Undecodable, "why");
+        DeadLetter::new(origin, &chunk.get(0).unwrap(), &reject, 1)
+    }
+
+    fn header<'a>(letter: &'a DeadLetter, name: &str) -> Option<&'a [u8]> {
+        let found = letter.own.iter().find(|(known, _)| *known == name);
+        found.map(|(_, value)| &**value)
+    }
+
+    #[test]
+    fn each_stage_keeps_less_and_says_so() {
+        let mut letter = letter(1_000, 10_000, 50);
+        assert_eq!(header(&letter, SOURCE_TIME), Some(&b"5"[..]));
+        letter.failed(&PublishError::TooLarge, 3);
+        assert_eq!(letter.value.as_ref().unwrap().len(), TRUNCATED_BYTES);
+        assert_eq!(header(&letter, TRUNCATED), Some(&b"10000"[..]));
+        assert_eq!(
+            (letter.key.as_ref().unwrap().len(), letter.original.len()),
+            (1_000, 1)
+        );
+        letter.failed(&PublishError::TooLarge, 3);
+        assert_eq!(letter.key.as_ref().unwrap().len(), KEY_TRUNCATED_BYTES);
+        assert_eq!(header(&letter, KEY_TRUNCATED), Some(&b"1000"[..]));
+        assert_eq!(header(&letter, ORIGINAL_HEADERS), Some(&b"dropped"[..]));
+        assert!(letter.original.is_empty());
+        letter.failed(&PublishError::TooLarge, 3);
+        assert_eq!(
+            (letter.key.as_deref(), letter.value.as_deref()),
+            (None, Some(&b""[..]))
+        );
+        assert_eq!(header(&letter, TRUNCATED), Some(&b"10000"[..]));
+        assert_eq!(header(&letter, SOURCE_OFFSET), Some(&b"7"[..]));
+    }
+
+    #[test]
+    fn a_stage_that_makes_no_difference_is_passed_over() {
+        let mut letter = letter(4, 4, 5_000);
+        letter.failed(&PublishError::TooLarge, 3);
+        assert_eq!(letter.stage, Stage::KeyCut);
+        assert_eq!(
+            (letter.key.as_deref(), letter.value.as_deref()),
+            (Some(&b"kkkk"[..]), Some(&b"vvvv"[..]))
+        );
+        letter.failed(&PublishError::TooLarge, 3);
+        assert_eq!(letter.stage, Stage::Bare);
+    }
+
+    #[test]
+    fn a_refusal_is_tried_again_before_less_is_kept() {
+        let mut letter = letter(4, 10_000, 0);
+        let refused = PublishError::Refused(String::from("policy"));
+        letter.failed(&refused, 3);
+        letter.failed(&PublishError::TimedOut, 3);
+        letter.failed(&refused, 3);
+        assert_eq!(letter.stage, Stage::Whole);
+        letter.failed(&refused, 3);
+        assert_eq!(letter.stage, Stage::ValueCut);
+    }
 }

@@ -39,6 +39,9 @@ pub enum Error {
     /// The descriptors of the services, which are part of the program.
     #[error(transparent)]
     Reflection(#[from] ReflectionError),
+    /// The thread that reads for the group, which ends by itself only for a defect.
+    #[error("the thread that reads from Kafka has ended; its panic is in the log")]
+    PollEnded,
     /// A part of the service ended for a reason of its own.
     #[error("{task} failed: {source}")]
     Task {

@@ -13,6 +13,7 @@ use tokio::{
 
 use crate::{
     core::partition::Settings,
+    error::Error,
     owner::{Owner, Shared},
     status::Board,
     trace::Spans,
@@ -64,19 +65,34 @@ impl Group {
     }
 
     /// Follows the group until the shutdown, then stops the owners.
-    pub async fn run(mut self, mut changes: mpsc::Receiver<Membership>, shutdown: Shutdown) {
-        loop {
+    ///
+    /// # Errors
+    /// When the group's client has ended by itself: then nobody would be told of anything any more.
+    pub async fn run(
+        mut self,
+        mut changes: mpsc::Receiver<Membership>,
+        shutdown: Shutdown,
+    ) -> Result<(), Error> {
+        let shared = Arc::clone(&self.shared);
+        let failed = loop {
             tokio::select! {
                 change = changes.recv() => match change {
                     Some(change) => self.follow(change).await,
-                    None => break,
+                    None => break true,
                 },
                 Some(ended) = self.tasks.join_next_with_id(), if !self.tasks.is_empty() => self.ended(ended),
-                () = shutdown.triggered() => break,
+                () = shared.group.ended() => break true,
+                () = shutdown.triggered() => break false,
             }
-        }
+        };
         let all: Vec<_> = self.owners.keys().copied().collect();
         self.stop(&all).await;
+        // Whoever was ended must be gone before the group is left: it holds the group's client.
+        self.tasks.shutdown().await;
+        if failed {
+            return Err(Error::PollEnded);
+        }
+        Ok(())
     }
 
     async fn follow(&mut self, change: Membership) {
@@ -95,6 +111,8 @@ impl Group {
             }
             Membership::Lost(partitions) => {
                 tracing::warn!(?partitions, "lost");
+                self.joined
+                    .down("the membership was lost; joining the group again");
                 self.release(&partitions);
             }
         }

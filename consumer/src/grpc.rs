@@ -12,9 +12,11 @@ use streamgauge_proto::{
 };
 use tokio::net::TcpListener;
 use tokio_stream::wrappers::TcpListenerStream;
-use tonic::{Request, Response, Status, transport::Server};
+use tonic::{Request, Response, Status, server::NamedService, transport::Server};
 
 use crate::{config::GrpcConfig, error::Error, metrics::ConsumerMetrics, status::Board};
+
+type ControlServer = ConsumerControlServer<Control>;
 
 /// The methods that are measured.
 pub const METHODS: [&str; 3] = [
@@ -87,7 +89,9 @@ pub async fn serve(
         .add_routes(ops.routes())
         .add_service(control)
         .serve_with_incoming_shutdown(TcpListenerStream::new(listener), shutdown.triggered_owned());
-    match ops.serve(server, shutdown, deadline).await {
+    // A client that keeps a call open must not keep the service.
+    let close = deadline.min(Duration::from_millis(config.close_ms_max));
+    match ops.serve(server, shutdown, close).await {
         Some(served) => served.map_err(Error::Grpc),
         None => Ok(()),
     }

@@ -3,7 +3,6 @@
 
 use std::sync::Arc;
 
-use streamgauge_chain::Outcomes;
 use streamgauge_kafka::{Stats, StatsSink};
 use streamgauge_telemetry::{
     Metrics,
@@ -31,11 +30,13 @@ pub const CONFIRM: &str = "confirm";
 /// From taking a partition over to reading on at its head.
 pub const RECOVER: &str = "recover";
 
-/// The outcomes of an event, as labels; offsets without a record are no events.
+/// The outcomes of an event, as labels.
 const OUTCOMES: [&str; 5] = ["counted", "duplicate", "late", "dead_lettered", "missing"];
+/// Offsets without a record are no events, but without them the ledger does not add up.
+const NO_RECORD: &str = "no_record";
 
 /// Errors that have series from the start: component and kind.
-const ERRORS: [(&str, &str); 14] = [
+const ERRORS: [(&str, &str); 18] = [
     ("kafka", "topics"),
     ("kafka", "committed"),
     ("kafka", "chain_bounds"),
@@ -48,6 +49,10 @@ const ERRORS: [(&str, &str); 14] = [
     ("chain", "source_truncated"),
     ("chain", "chain_truncated"),
     ("chain", "source_too_short"),
+    ("chain", "chain_incomplete"),
+    ("chain", "head_unknown"),
+    ("chain", "offsets_reused"),
+    ("chain", "not_a_batch"),
     ("chain", "unbalanced"),
     ("owner", "panicked"),
 ];
@@ -167,13 +172,13 @@ impl ConsumerMetrics {
     /// A batch of this instance counts.
     pub fn confirmed(&self, report: &Report) {
         let inner = &*self.inner;
-        for (outcome, count) in terms(&report.outcomes) {
+        for (outcome, count) in report.outcomes.terms() {
             inner
                 .ledger
                 .get_or_create(&OutcomeLabels { outcome })
                 .inc_by(count);
             // Only counted events are told apart by type; what was refused may not even have one.
-            if outcome != "counted" && count > 0 {
+            if outcome != "counted" && outcome != NO_RECORD && count > 0 {
                 inner.core.events(OTHER, outcome, count);
             }
         }
@@ -258,7 +263,7 @@ impl ConsumerMetrics {
 impl Inner {
     fn register(&self, metrics: &Metrics) {
         let _ = self.imbalance.get_or_create(&STAGE);
-        for outcome in OUTCOMES {
+        for outcome in OUTCOMES.into_iter().chain([NO_RECORD]) {
             let _ = self.ledger.get_or_create(&OutcomeLabels { outcome });
         }
         for reason in Reason::ALL {
@@ -267,7 +272,7 @@ impl Inner {
             });
         }
         metrics.with(|registry| {
-            registry.register("ledger_events", "Events by how they ended, when their batch counts", self.ledger.clone());
+            registry.register("ledger_events", "Source offsets by how they ended, when their batch counts", self.ledger.clone());
             registry.register("dlq_events", "Records in the dead-letter topic, by reason", self.dead_letters.clone());
             registry.register("kafka_rebalances", "Changes of the partitions owned", self.rebalances.clone());
             registry.register("consumer_batches", "Batches of this instance that count", self.batches.clone());
@@ -289,17 +294,9 @@ impl Inner {
     }
 }
 
-/// The outcomes that are events.
-fn terms(outcomes: &Outcomes) -> impl Iterator<Item = (&'static str, u64)> {
-    outcomes
-        .terms()
-        .into_iter()
-        .filter(|(name, _)| OUTCOMES.contains(name))
-}
-
 #[cfg(test)]
 mod tests {
-    use streamgauge_chain::Range;
+    use streamgauge_chain::{Outcomes, Range};
 
     use super::*;
 
@@ -310,6 +307,8 @@ mod tests {
         let text = registry.encode();
         for line in [
             "ledger_events_total{outcome=\"missing\"} 0",
+            "ledger_events_total{outcome=\"no_record\"} 0",
+            "errors_total{component=\"chain\",kind=\"not_a_batch\"} 0",
             "dlq_events_total{reason=\"wrong_key\"} 0",
             "ledger_imbalance{stage=\"consumer\"} 0",
             "kafka_rebalances_total 0",
@@ -334,6 +333,7 @@ mod tests {
         let text = registry.encode();
         for line in [
             "ledger_events_total{outcome=\"counted\"} 3",
+            "ledger_events_total{outcome=\"no_record\"} 1",
             "events_processed_total{event_type=\"click\",outcome=\"counted\"} 3",
             "events_processed_total{event_type=\"other\",outcome=\"late\"} 1",
             "ledger_imbalance{stage=\"consumer\"} 0",

@@ -25,7 +25,18 @@ pub async fn run(shared: Arc<Shared>, board: Board, log: Condition, shutdown: Sh
 
 async fn ask(shared: &Shared, board: &Board, log: &Condition) {
     let (topic, group) = (&shared.config.topics.events, &shared.config.group.group);
-    for (partition, view) in board.owners() {
+    let owners = board.owners();
+    if owners.is_empty() {
+        // A member that owns nothing must know whether Kafka is there all the same.
+        match shared.reader.watermarks(topic, 0).await {
+            Ok(_) => log.up(),
+            Err(error) => {
+                log.down(error.to_string());
+                shared.metrics.core().error("kafka", "ends");
+            }
+        }
+    }
+    for (partition, view) in owners {
         match shared.reader.watermarks(topic, partition).await {
             Ok(ends) => {
                 view.set_end(ends.high);

@@ -91,6 +91,8 @@ pub struct Owner {
     view: OwnerView,
     /// Raised when the partition goes to another owner.
     revoked: Shutdown,
+    /// The core was told of that.
+    told: bool,
     recovering_since: Option<Duration>,
     was_paused: bool,
     stopped: bool,
@@ -116,6 +118,7 @@ impl Owner {
             spans: Arc::new(spans),
             view,
             revoked,
+            told: false,
             recovering_since: Some(shared.clock.monotonic()),
             was_paused: false,
             stopped: false,
@@ -157,8 +160,7 @@ impl Owner {
     async fn wait(&mut self) {
         let paused = self.view.is_paused();
         self.follow_pause(paused);
-        let revoked = self.revoked.is_triggered();
-        let reading = !paused && !revoked && self.current.is_none();
+        let reading = !paused && !self.told && self.current.is_none();
         let tick = self
             .partition
             .next_tick_ms()
@@ -166,7 +168,7 @@ impl Owner {
         let idle_since = self.shared.clock.monotonic();
         tokio::select! {
             biased;
-            () = self.revoked.triggered(), if !revoked => self.handle(Input::Revoke),
+            () = self.revoked.triggered(), if !self.told => self.hear_revoke(),
             Some(answer) = self.running.next(), if !self.running.is_empty() => self.hear(answer),
             polled = receive(&mut self.mailbox), if reading && self.mailbox.is_some() => {
                 let waited = self.shared.clock.monotonic().saturating_sub(idle_since);
@@ -180,6 +182,26 @@ impl Owner {
             () = sleep(tick), if tick.is_some() => {}
             () = self.view.changed() => {}
         }
+    }
+
+    /// The partition goes to another owner. What is in flight is confirmed first.
+    fn hear_revoke(&mut self) {
+        self.told = true;
+        self.handle(Input::Revoke);
+    }
+
+    fn has_stopped(&self) -> bool {
+        self.partition.progress().state == StateName::Stopped
+    }
+
+    /// Waits; a revoke that comes meanwhile is heard at once. `false` when the core has stopped.
+    async fn pause_for(&mut self, wait: Duration) -> bool {
+        let revoked = self.revoked.clone();
+        tokio::select! {
+            () = tokio::time::sleep(wait) => {}
+            () = revoked.triggered(), if !self.told => self.hear_revoke(),
+        }
+        !self.has_stopped()
     }
 
     fn follow_pause(&mut self, paused: bool) {
@@ -225,7 +247,8 @@ impl Owner {
         }
     }
 
-    /// Some partition of the client is outside of its log: is it this one?
+    /// Some partition of the client is outside of its log: is it this one? If not it is read on
+    /// from where it stands, for it may have been this one a moment ago, and then nothing more comes.
     async fn check_range(&mut self, ticket: Ticket) {
         let Some(ends) = self.ask("horizon", Self::source_ends).await else {
             return;
@@ -236,6 +259,8 @@ impl Owner {
                 ticket,
                 low: ends.low,
             });
+        } else {
+            self.seek(ticket, position);
         }
     }
 
@@ -246,6 +271,7 @@ impl Owner {
         };
         let started = self.shared.clock.monotonic();
         let (now_ms, now_us) = (self.shared.now_ms(), self.shared.clock.now_us());
+        self.partition.see_clock(now_us);
         let mut letters = Vec::new();
         let mut sampled = None;
         while let Some(record) = current.chunk.get(current.next) {
@@ -308,18 +334,17 @@ impl Owner {
         let (incarnation, partition) = (self.partition.incarnation(), self.partition_id);
         self.running.push(Box::pin(async move {
             let reasons: Vec<_> = letters.iter().map(|letter| letter.reason).collect();
-            let topic = &shared.config.topics.dead_letters;
-            dead_letter::write(
-                &shared.dead_letters,
-                topic,
-                letters,
-                &shared.backoff(),
-                |error| {
-                    tracing::warn!(partition, %error, "dead letters are not written yet");
-                    shared.metrics.core().error("kafka", "dead_letter");
-                    view.error(format!("dead letters: {error}"));
-                },
-            )
+            let target = dead_letter::Target {
+                publisher: &shared.dead_letters,
+                topic: &shared.config.topics.dead_letters,
+                backoff: &shared.backoff(),
+                refusals_max: shared.config.owner.dead_letter_refusals_max,
+            };
+            dead_letter::write(&target, letters, |error| {
+                tracing::warn!(partition, %error, "dead letters are not written yet");
+                shared.metrics.core().error("kafka", "dead_letter");
+                view.error(format!("dead letters: {error}"));
+            })
             .await;
             let count = reasons.len() as u64;
             reasons
@@ -414,7 +439,7 @@ impl Owner {
     /// Reads in place: until the log is read there is nothing else to do. What was handed over before a failure is
     /// not taken twice, and asking for the ends again finds out whether the log was cut meanwhile.
     async fn read_chain(&mut self, ticket: Ticket, from: i64, to: i64) {
-        let (shared, revoked) = (Arc::clone(&self.shared), self.revoked.clone());
+        let (shared, revoked, told) = (Arc::clone(&self.shared), self.revoked.clone(), self.told);
         let topic = &shared.config.topics.metrics;
         let (partition, effects, now_ms) =
             (&mut self.partition, &mut self.effects, shared.now_ms());
@@ -435,16 +460,24 @@ impl Owner {
                 }
             });
         let result = tokio::select! {
-            result = read => result,
-            () = revoked.triggered() => return,
+            result = read => Some(result),
+            () = revoked.triggered(), if !told => None,
         };
-        match result {
-            Ok(()) => self.handle(Input::ChainEnd { ticket, next: to }),
-            Err(error) => {
+        let go_on = match result {
+            Some(Ok(())) => return self.handle(Input::ChainEnd { ticket, next: to }),
+            Some(Err(error)) => {
                 self.failed("chain_read", &error);
-                tokio::time::sleep(Duration::from_millis(shared.config.owner.retry_ms_max)).await;
-                self.ask_chain(ticket).await;
+                let wait = Duration::from_millis(shared.config.owner.retry_ms_max);
+                self.pause_for(wait).await
             }
+            // While a batch's outcome is open the reading goes on, up to the time for revoking.
+            None => {
+                self.hear_revoke();
+                !self.has_stopped()
+            }
+        };
+        if go_on {
+            self.ask_chain(ticket).await;
         }
     }
 
@@ -530,7 +563,8 @@ impl Owner {
         }));
     }
 
-    /// Asks Kafka until it answers; `None` when the partition was revoked meanwhile.
+    /// Asks Kafka until it answers; `None` when the core has stopped meanwhile. One that was revoked
+    /// with a batch in flight has not, and still needs its answer.
     async fn ask<T, F>(&mut self, kind: &'static str, request: impl Fn(&Self) -> F) -> Option<T>
     where
         F: Future<Output = Result<T, KafkaError>>,
@@ -542,19 +576,24 @@ impl Owner {
         );
         for wait in waits {
             let answer = tokio::select! {
-                answer = request(self) => answer,
-                () = revoked.triggered() => break,
+                answer = request(self) => Some(answer),
+                () = revoked.triggered(), if !self.told => None,
             };
-            match answer {
-                Ok(answer) => return Some(answer),
-                Err(error) => self.failed(kind, &error),
-            }
-            tokio::select! {
-                () = tokio::time::sleep(wait) => {}
-                () = revoked.triggered() => break,
+            let go_on = match answer {
+                Some(Ok(answer)) => return Some(answer),
+                Some(Err(error)) => {
+                    self.failed(kind, &error);
+                    self.pause_for(wait).await
+                }
+                None => {
+                    self.hear_revoke();
+                    !self.has_stopped()
+                }
+            };
+            if !go_on {
+                return None;
             }
         }
-        self.handle(Input::Revoke);
         None
     }
 

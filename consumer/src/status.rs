@@ -3,7 +3,7 @@
 //! Owners report here after each turn; HTTP and gRPC read here. Nobody waits for anybody.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
@@ -138,25 +138,32 @@ struct BoardInner {
     instance: String,
     group: String,
     owners: Mutex<BTreeMap<i32, OwnerView>>,
+    /// Partitions that a person has paused here, owned at present or not: a pause outlives its owner, though not this
+    /// instance, and says nothing to another one that takes the partition over.
+    paused: Mutex<BTreeSet<i32>>,
 }
 
 impl Board {
     /// An empty board.
     pub fn new(instance: String, group: String) -> Self {
-        let owners = Mutex::default();
         Self {
             inner: Arc::new(BoardInner {
                 instance,
                 group,
-                owners,
+                owners: Mutex::default(),
+                paused: Mutex::default(),
             }),
         }
     }
 
-    /// A new owner.
+    /// A new owner, paused when its partition is.
     pub fn add(&self, partition: i32) -> OwnerView {
         let view = OwnerView::default();
-        self.inner.owners.lock().insert(partition, view.clone());
+        let mut owners = self.inner.owners.lock();
+        if self.inner.paused.lock().contains(&partition) {
+            view.set_paused(true);
+        }
+        owners.insert(partition, view.clone());
         view
     }
 
@@ -193,7 +200,8 @@ impl Board {
         }
     }
 
-    /// Pauses or resumes the named partitions, or all when none is named.
+    /// Pauses or resumes the named partitions, or all when none is named: to resume all lifts the pauses of partitions
+    /// that are another's by now as well.
     ///
     /// # Errors
     /// When one of them is not owned by this instance; then nothing is changed.
@@ -206,9 +214,18 @@ impl Board {
             let message = format!("partition {missing} is not owned by this instance");
             return Err(Problem::new(ErrorCode::NotFound, message).field("partitions"));
         }
+        let mut remembered = self.inner.paused.lock();
+        if partitions.is_empty() && !paused {
+            remembered.clear();
+        }
         for (partition, view) in owners.iter() {
             if partitions.is_empty() || partitions.contains(partition) {
                 view.set_paused(paused);
+                if paused {
+                    remembered.insert(*partition);
+                } else {
+                    remembered.remove(partition);
+                }
             }
         }
         Ok(())
@@ -225,7 +242,6 @@ mod tests {
             state: StateName::Running,
             head: 10,
             position: 14,
-            at_end: false,
             committed: Some(8),
             delta_position: 3,
             log_time_us: 5_000_000,
@@ -234,7 +250,6 @@ mod tests {
             dedupe_ids: 2,
             dedupe_bytes: 100,
             dedupe_evicted: 0,
-            valid_batches: 3,
             void_batches: 1,
         }
     }
@@ -274,7 +289,12 @@ mod tests {
         assert!(!views[1].is_paused());
         board.set_paused(&[], false).expect("all");
         assert_eq!(board.status(0).partitions[0].state, "running");
+        board.set_paused(&[0], true).expect("owned");
         board.remove(0);
         assert_eq!(board.status(0).partitions.len(), 1);
+        assert!(board.add(0).is_paused(), "the next owner keeps the pause");
+        board.remove(0);
+        board.set_paused(&[], false).expect("all");
+        assert!(!board.add(0).is_paused());
     }
 }

@@ -23,11 +23,15 @@ pub enum Reason {
     InvalidValue,
     /// The event is older than the accepted age and not marked `historical`.
     Late,
+    /// The record's own time is too far ahead of the clock to be taken for log time.
+    RecordTimeAhead,
+    /// The record was written to an offset that had its outcome, after the source lost its end.
+    ReusedOffset,
 }
 
 impl Reason {
     /// Every reason, in order of definition.
-    pub const ALL: [Reason; 9] = [
+    pub const ALL: [Reason; 11] = [
         Reason::Empty,
         Reason::Oversized,
         Reason::Undecodable,
@@ -37,6 +41,8 @@ impl Reason {
         Reason::ImplausibleTime,
         Reason::InvalidValue,
         Reason::Late,
+        Reason::RecordTimeAhead,
+        Reason::ReusedOffset,
     ];
 
     /// The stable text, in `snake_case`.
@@ -51,6 +57,8 @@ impl Reason {
             Reason::ImplausibleTime => "implausible_time",
             Reason::InvalidValue => "invalid_value",
             Reason::Late => "late",
+            Reason::RecordTimeAhead => "record_time_ahead",
+            Reason::ReusedOffset => "reused_offset",
         }
     }
 }

@@ -23,7 +23,7 @@ const PATIENCE: Duration = Duration::from_secs(60);
 
 /// A broker and what tests read and write it with.
 pub struct Log {
-    pub broker: Broker,
+    broker: Option<Broker>,
     pub kafka: KafkaConfig,
     pub publisher: Publisher,
     pub reader: LogReader,
@@ -42,6 +42,11 @@ impl Log {
         })
         .await
         .unwrap();
+        Self::on(broker, dir).await
+    }
+
+    /// On a broker that is there, with the three topics still to be made.
+    pub async fn on(broker: Broker, dir: TempDir) -> Self {
         let kafka = KafkaConfig {
             brokers: broker.bootstrap(),
             ..KafkaConfig::default()
@@ -49,7 +54,7 @@ impl Log {
         let publisher = Publisher::new(&kafka, &PublisherConfig::default(), None).unwrap();
         let reader = LogReader::new(&kafka, &FetchConfig::default(), None).unwrap();
         Self {
-            broker,
+            broker: Some(broker),
             kafka,
             publisher,
             reader,
@@ -57,11 +62,23 @@ impl Log {
         }
     }
 
+    /// Stops the broker and starts it again on the same folder.
+    pub async fn restart(&mut self, settings: BrokerConfig) {
+        if let Some(broker) = self.broker.take() {
+            broker.shutdown(Duration::from_secs(5)).await;
+        }
+        self.broker = Some(Broker::start(settings).await.unwrap());
+    }
+
+    pub fn broker(&self) -> &Broker {
+        self.broker.as_ref().unwrap()
+    }
+
     /// With the three topics.
     pub async fn with_topics() -> Self {
         let log = Self::start().await;
         for topic in [EVENTS, DEAD, DELTAS] {
-            log.broker.create_topic(topic, PARTITIONS).await.unwrap();
+            log.broker().create_topic(topic, PARTITIONS).await.unwrap();
         }
         log
     }

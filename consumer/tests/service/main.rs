@@ -2,6 +2,7 @@
 //! whatever happens to its instances, its broker and its acknowledgements.
 
 mod common;
+mod faults;
 
 use std::net::SocketAddr;
 
@@ -192,10 +193,10 @@ async fn lost_acknowledgements_and_cut_connections_count_nothing_twice() {
     let consumer = Consumer::start(config).await;
     for round in 0..5 {
         log.produce(&events(round * 100..round * 100 + 100)).await;
-        log.broker.faults().drop_acknowledgements(2);
-        log.broker.faults().cut_connections();
+        log.broker().faults().drop_acknowledgements(2);
+        log.broker().faults().cut_connections();
     }
-    log.broker.faults().drop_acknowledgements(0);
+    log.broker().faults().drop_acknowledgements(0);
     let totals = log.covered(500).await;
     assert_eq!(
         (totals.counted + totals.duplicate, totals.missing),
@@ -209,8 +210,8 @@ async fn lost_acknowledgements_and_cut_connections_count_nothing_twice() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn another_partition_count_is_an_error_that_names_both() {
     let log = Log::start().await;
-    log.broker.create_topic(EVENTS, PARTITIONS).await.unwrap();
-    log.broker.create_topic(DELTAS, 5).await.unwrap();
+    log.broker().create_topic(EVENTS, PARTITIONS).await.unwrap();
+    log.broker().create_topic(DELTAS, 5).await.unwrap();
     let consumer = Consumer::launch(log.config()).await;
     let error = consumer
         .task

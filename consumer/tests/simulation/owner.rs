@@ -119,6 +119,8 @@ pub struct Owner {
     /// Where it read before the last seek; those records may still come.
     pub stale: Option<Reading>,
     pub revoked: bool,
+    /// Its last read of the chain was a flawed one.
+    pub flawed: bool,
 }
 
 impl Owner {
@@ -133,6 +135,7 @@ impl Owner {
             reading: None,
             stale: None,
             revoked: false,
+            flawed: false,
         }
     }
 

@@ -56,10 +56,12 @@ pub struct Coverage {
     overtaken: u64,
     void: u64,
     stale_records: u64,
+    incomplete_reads: u64,
+    garbage: u64,
 }
 
 impl Coverage {
-    fn counts(&self) -> [u64; 12] {
+    fn counts(&self) -> [u64; 14] {
         [
             self.crashes,
             self.handovers,
@@ -73,6 +75,8 @@ impl Coverage {
             self.overtaken,
             self.void,
             self.stale_records,
+            self.incomplete_reads,
+            self.garbage,
         ]
     }
 
@@ -89,6 +93,8 @@ impl Coverage {
         self.overtaken += other.overtaken;
         self.void += other.void;
         self.stale_records += other.stale_records;
+        self.incomplete_reads += other.incomplete_reads;
+        self.garbage += other.garbage;
     }
 
     pub fn is_complete(&self) -> bool {
@@ -199,6 +205,7 @@ impl World {
             8..=9 => self.land_late()?,
             10..=11 => self.truncate(),
             12..=14 if self.owners.len() < OWNERS_MAX => self.join(),
+            15 => self.scribble(),
             _ => {
                 if self.owners.is_empty() {
                     self.join();
@@ -302,6 +309,13 @@ impl World {
                 .min(checkpoint.delta_position);
             self.deltas_low = self.deltas_low.max(safe);
         }
+    }
+
+    /// Someone else writes to `metrics-data`: it counts for nobody, and takes an offset.
+    fn scribble(&mut self) {
+        self.deltas.push(Bytes::from_static(b"garbage"));
+        self.coverage.garbage += 1;
+        self.tell(|| String::from("garbage lands"));
     }
 
     /// Lets an owner do one thing.
@@ -437,8 +451,21 @@ impl World {
         if from < self.deltas_low {
             return self.bounds(place, ticket);
         }
+        // A defect of a client: it leaves something out, or breaks off; never twice in a row.
+        let flaw = (!self.calm && !self.owners[place].flawed && self.random.percent(8))
+            .then(|| (self.random.below((to - from).cast_unsigned()).cast_signed() + from, self.random.percent(50)));
+        let (low, high) = (self.deltas_low, self.deltas.len() as i64);
         let owner = &mut self.owners[place];
+        owner.flawed = flaw.is_some();
+        self.coverage.incomplete_reads += u64::from(owner.flawed);
         for offset in from..to {
+            if let Some((_, breaks_off)) = flaw.filter(|(at, _)| *at == offset) {
+                if breaks_off {
+                    let ends = Answer::Bounds { ticket, low, high };
+                    return owner.chain.push_back(ends);
+                }
+                continue;
+            }
             let payload = self.deltas[offset as usize].clone();
             owner.chain.push_back(Answer::Record {
                 ticket,
@@ -518,6 +545,7 @@ impl World {
     fn check_problem(&mut self, problem: &Problem) -> Result<(), String> {
         match problem {
             Problem::Overtaken { .. } => self.coverage.overtaken += 1,
+            Problem::NotABatch { .. } | Problem::ChainIncomplete { .. } => {}
             Problem::SourceTruncated { .. } if self.truncates => self.coverage.holes += 1,
             _ => return Err(format!("there is no reason for this: {problem}")),
         }
@@ -540,6 +568,7 @@ fn settings(random: &mut Random) -> Settings {
         batch_bytes_max: 1 << 20,
         commit_interval_ms: random.below(40),
         retry_ms: (1, 10),
+        log_time_ahead_us_max: 3_600_000_000,
         accepted_age_us: ACCEPTED_AGE_US,
         allowed_lateness_us: 0,
         limits: Limits {

@@ -18,6 +18,8 @@ pub struct Checkpoint {
     pub log_time_us: i64,
     /// Watermark at the head, microseconds.
     pub watermark_us: i64,
+    /// Where the source ended when it was found to end before the head.
+    pub reused_from: Option<i64>,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -26,23 +28,29 @@ struct Metadata {
     d: i64,
     t: i64,
     w: i64,
+    #[serde(default)]
+    s: Option<i64>,
 }
 
 impl Checkpoint {
     /// The text that goes with the committed offset.
     pub fn metadata(&self) -> String {
         let (d, t, w) = (self.delta_position, self.log_time_us, self.watermark_us);
-        format!("{{\"v\":{VERSION},\"d\":{d},\"t\":{t},\"w\":{w}}}")
+        let s = self
+            .reused_from
+            .map_or_else(String::new, |s| format!(",\"s\":{s}"));
+        format!("{{\"v\":{VERSION},\"d\":{d},\"t\":{t},\"w\":{w}{s}}}")
     }
 
     /// Reads a committed offset and its metadata; `None` when the chain must be read whole.
     pub fn parse(head: i64, metadata: &str) -> Option<Self> {
-        let Metadata { v, d, t, w } = serde_json::from_str(metadata).ok()?;
+        let Metadata { v, d, t, w, s } = serde_json::from_str(metadata).ok()?;
         (v == VERSION && d >= 0 && head >= 0).then_some(Self {
             head,
             delta_position: d,
             log_time_us: t,
             watermark_us: w,
+            reused_from: s,
         })
     }
 }
@@ -53,16 +61,19 @@ mod tests {
 
     #[test]
     fn it_survives_the_round_trip() {
-        let checkpoint = Checkpoint {
-            head: 7,
-            delta_position: 3,
-            log_time_us: 99,
-            watermark_us: -1,
-        };
-        assert_eq!(
-            Checkpoint::parse(7, &checkpoint.metadata()),
-            Some(checkpoint)
-        );
+        for reused_from in [None, Some(5)] {
+            let checkpoint = Checkpoint {
+                head: 7,
+                delta_position: 3,
+                log_time_us: 99,
+                watermark_us: -1,
+                reused_from,
+            };
+            assert_eq!(
+                Checkpoint::parse(7, &checkpoint.metadata()),
+                Some(checkpoint)
+            );
+        }
     }
 
     #[test]

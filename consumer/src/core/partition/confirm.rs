@@ -218,6 +218,7 @@ impl Partition {
         now_ms: u64,
         effects: &mut Vec<Effect>,
     ) {
+        self.fold.doubtful = false;
         let from = self.fold.next;
         if from < low || from > high {
             // The part of the log that decides is gone.

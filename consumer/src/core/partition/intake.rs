@@ -29,8 +29,7 @@ impl Partition {
             State::Running { ticket: expected } if expected == ticket => {}
             State::Rebuilding { ticket: expected } if expected == ticket => {
                 if record.offset < self.open.from {
-                    self.remember(record);
-                    return Taken::Done;
+                    return self.revisit(record);
                 }
                 self.run(ticket);
             }
@@ -66,13 +65,37 @@ impl Partition {
         (self.position - self.open.from).max(0).cast_unsigned()
     }
 
-    /// Below the head: the record has its outcome already and only its id matters.
-    fn remember(&mut self, record: &SourceRecord<'_>) {
+    /// Below the head: the offset has its outcome already. A record that was written there later,
+    /// after the source had lost its end, has none and is kept.
+    fn revisit(&mut self, record: &SourceRecord<'_>) -> Taken {
         if record.offset < self.position {
+            return Taken::Done;
+        }
+        if self
+            .fold
+            .reused_from
+            .is_none_or(|from| record.offset < from)
+        {
+            self.position = record.offset + 1;
+            self.remember(record);
+            return Taken::Done;
+        }
+        if self.open.unacknowledged >= self.settings.batch_records_max {
+            return Taken::Full;
+        }
+        self.position = record.offset + 1;
+        self.open.unacknowledged += 1;
+        Taken::DeadLetter(reused(self.open.from))
+    }
+
+    /// Only the id matters. A record ahead of log time at the head did not move log time when it
+    /// was judged, so that it was refused for its time, and its id was not taken.
+    fn remember(&mut self, record: &SourceRecord<'_>) {
+        let head_us = self.fold.log_time_us;
+        if head_us > 0 && record.timestamp_ms.saturating_mul(1000) > head_us {
             return;
         }
         self.see_time(record);
-        self.position = record.offset + 1;
         let (log_time_us, limits) = (self.log_time_us, &self.settings.limits);
         if let Ok(event) = validate::event(record.key, record.payload, log_time_us, limits) {
             let id = self
@@ -83,8 +106,10 @@ impl Partition {
     }
 
     fn count(&mut self, record: &SourceRecord<'_>, now_ms: u64) -> Taken {
-        self.see_time(record);
-        self.at_end = false;
+        let ahead = self.is_ahead(record);
+        if !ahead {
+            self.see_time(record);
+        }
         self.open.first_at_ms.get_or_insert(now_ms);
         self.open.first_log_us.get_or_insert(self.log_time_us);
         // Offsets between records hold none: control records, or what compaction removed.
@@ -92,15 +117,28 @@ impl Partition {
         self.open.outcomes.no_record += gap.cast_unsigned();
         self.position = record.offset + 1;
 
+        if ahead {
+            return self.refuse(ahead_of_clock(record.timestamp_ms, self.clock_us));
+        }
         let (log_time_us, limits) = (self.log_time_us, &self.settings.limits);
         match validate::event(record.key, record.payload, log_time_us, limits) {
             Ok(event) => self.count_event(&event, record),
-            Err(reject) => {
-                self.open.outcomes.dead_lettered += 1;
-                self.open.unacknowledged += 1;
-                Taken::DeadLetter(reject)
-            }
+            Err(reject) => self.refuse(reject),
         }
+    }
+
+    fn refuse(&mut self, reject: Reject) -> Taken {
+        self.open.outcomes.dead_lettered += 1;
+        self.open.unacknowledged += 1;
+        Taken::DeadLetter(reject)
+    }
+
+    /// One record time far ahead would make everything after it late, for ever.
+    fn is_ahead(&self, record: &SourceRecord<'_>) -> bool {
+        let latest_us = self
+            .clock_us
+            .saturating_add(self.settings.log_time_ahead_us_max);
+        record.timestamp_ms.saturating_mul(1000) > latest_us
     }
 
     fn count_event(&mut self, event: &Event<'_>, record: &SourceRecord<'_>) -> Taken {
@@ -152,7 +190,6 @@ impl Partition {
             }
             _ => return,
         }
-        self.at_end = offset >= self.position;
         if offset > self.position {
             self.open.first_at_ms.get_or_insert(now_ms);
             self.open.outcomes.no_record += (offset - self.position).cast_unsigned();
@@ -193,6 +230,22 @@ impl Partition {
         effects.push(Effect::Problem(Problem::SourceTruncated { from, to: low }));
         self.seek(low, effects);
     }
+}
+
+#[cold]
+fn reused(head: i64) -> Reject {
+    let detail =
+        format!("the offset was accounted for before the source lost its end; the head is {head}");
+    Reject::validate(Reason::ReusedOffset, detail)
+}
+
+#[cold]
+fn ahead_of_clock(timestamp_ms: i64, clock_us: i64) -> Reject {
+    let detail = format!(
+        "the record time is {timestamp_ms} ms, the clock {} ms; see events.log_time_ahead_max_ms",
+        clock_us / 1000
+    );
+    Reject::validate(Reason::RecordTimeAhead, detail)
 }
 
 #[cold]

@@ -158,13 +158,44 @@ pub enum Problem {
         /// One past the last.
         high: i64,
     },
+    /// A read of `metrics-data` has left something out and is done again.
+    #[error("reading metrics-data left out offset {expected}; it is read again from there")]
+    ChainIncomplete {
+        /// The first offset that was left out.
+        expected: i64,
+    },
+    /// Nothing says where the chain is: all that would tell is gone.
+    #[error(
+        "the head of the chain is not known: metrics-data holds no batch below {high} any more that tells, and the \
+         group has no offset that does; stop the consumer, commit the head that analytics has for this partition as \
+         the group's offset with the metadata {{\"v\":1,\"d\":{high},\"t\":0,\"w\":0}}, and start it again"
+    )]
+    HeadUnknown {
+        /// The end of `metrics-data`.
+        high: i64,
+    },
     /// The source ends before the head: it was recreated, or has lost its end.
-    #[error("the source ends at {high}, before the head {head} of the chain; was it recreated?")]
+    #[error(
+        "the source ends at {high}, before the head {head} of the chain: it was recreated, or has lost its end; \
+         nothing is counted until it reaches the head, and what is written below goes to the dead-letter topic as \
+         reused_offset then, from where it can be replayed"
+    )]
     SourceTooShort {
         /// The head.
         head: i64,
         /// The end of the source.
         high: i64,
+    },
+    /// The source has grown over offsets that were accounted for before it lost its end.
+    #[error(
+        "the source lost its end: what was written to the offsets [{from}, {to}) since goes to the dead-letter topic \
+         as reused_offset; replay it from there"
+    )]
+    OffsetsReused {
+        /// The first of them.
+        from: i64,
+        /// One past the last.
+        to: i64,
     },
     /// A record on `metrics-data` is not a batch.
     #[error("the record at offset {offset} of metrics-data is not a batch: {cause}")]
@@ -193,7 +224,10 @@ impl Problem {
             Problem::Overtaken { .. } => "overtaken",
             Problem::SourceTruncated { .. } => "source_truncated",
             Problem::ChainTruncated { .. } => "chain_truncated",
+            Problem::ChainIncomplete { .. } => "chain_incomplete",
+            Problem::HeadUnknown { .. } => "head_unknown",
             Problem::SourceTooShort { .. } => "source_too_short",
+            Problem::OffsetsReused { .. } => "offsets_reused",
             Problem::NotABatch { .. } => "not_a_batch",
             Problem::Unbalanced { .. } => "unbalanced",
         }
@@ -207,7 +241,7 @@ pub enum StateName {
     Recovering,
     /// Rebuilding the dedupe set.
     Rebuilding,
-    /// Waiting for a source that ends before the head.
+    /// Waiting for a source that ends before the head, or for a head that nothing tells.
     Stalled,
     /// Reading.
     Running,
@@ -240,8 +274,6 @@ pub struct Progress {
     pub head: i64,
     /// The next source offset.
     pub position: i64,
-    /// Whether the last fetch found nothing more.
-    pub at_end: bool,
     /// The last committed offset.
     pub committed: Option<i64>,
     /// The next offset of `metrics-data`.
@@ -258,8 +290,6 @@ pub struct Progress {
     pub dedupe_bytes: u64,
     /// Ids dropped before their time.
     pub dedupe_evicted: u64,
-    /// Batches of any writer that were found valid.
-    pub valid_batches: u64,
     /// Batches of any writer that were found void.
     pub void_batches: u64,
 }

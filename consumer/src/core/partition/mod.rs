@@ -51,6 +51,8 @@ pub struct Settings {
     pub commit_interval_ms: u64,
     /// The first and the longest wait before the log is asked or written again.
     pub retry_ms: (u64, u64),
+    /// A record whose time is further ahead of the clock moves no log time and is not counted.
+    pub log_time_ahead_us_max: i64,
     /// Older events are late.
     pub accepted_age_us: i64,
     /// How far the watermark stays behind the latest event.
@@ -75,7 +77,7 @@ enum State {
     Recovering { ticket: Ticket },
     /// Asking where the dedupe horizon starts in the source.
     Locating { ticket: Ticket },
-    /// The source ends before the head; asking again at this time.
+    /// The source ends before the head, or the head is not known; asking again at this time.
     Stalled { until_ms: u64 },
     /// Reading the source up to the head for the dedupe set alone.
     Rebuilding { ticket: Ticket },
@@ -121,8 +123,8 @@ pub struct Partition {
     log_time_us: i64,
     /// Largest event time up to `position`, never ahead of log time.
     event_time_us: i64,
-    /// Nothing is left to read, as far as the last fetch knew.
-    at_end: bool,
+    /// The wall clock, as far as the owner was told; without one nothing is ahead of it.
+    clock_us: i64,
     committed: Option<i64>,
     commit_at_ms: u64,
     retry_ms: u64,
@@ -157,12 +159,18 @@ impl Partition {
             position: 0,
             log_time_us: 0,
             event_time_us: 0,
-            at_end: false,
+            clock_us: i64::MAX,
             committed: None,
             commit_at_ms: 0,
             retry_ms: settings.retry_ms.0,
             settings,
         }
+    }
+
+    /// Tells the wall clock. It only judges record times that would run away with log time; what
+    /// was judged lies on the chain, so that a replay needs no clock.
+    pub fn see_clock(&mut self, now_us: i64) {
+        self.clock_us = now_us;
     }
 
     /// Takes an input other than a record. `now_ms` is a clock that never runs backwards.
@@ -215,8 +223,9 @@ impl Partition {
 
     /// When [`Input::Tick`] is due next; `None` when only other inputs matter.
     pub fn next_tick_ms(&self) -> Option<u64> {
+        let running = matches!(self.state, State::Running { .. });
         let batch = match (&self.in_flight, self.open.first_at_ms) {
-            (None, Some(first)) if self.open.unacknowledged == 0 => {
+            (None, Some(first)) if running && self.open.unacknowledged == 0 => {
                 Some(first.saturating_add(self.settings.batch_wait_ms))
             }
             _ => None,
@@ -237,7 +246,6 @@ impl Partition {
             state: self.state_name(),
             head: self.fold.chain.head(),
             position: self.position,
-            at_end: self.at_end,
             committed: self.committed,
             delta_position: self.fold.next,
             log_time_us: self.log_time_us.max(self.fold.log_time_us),
@@ -246,7 +254,6 @@ impl Partition {
             dedupe_ids: self.dedupe.len() as u64,
             dedupe_bytes: self.dedupe.memory_bytes() as u64,
             dedupe_evicted: self.dedupe.evicted(),
-            valid_batches: self.fold.valid,
             void_batches: self.fold.void,
         }
     }
@@ -278,7 +285,13 @@ impl Partition {
 
     fn on_tick(&mut self, now_ms: u64, effects: &mut Vec<Effect>) {
         match self.state {
-            State::Stalled { until_ms } if now_ms >= until_ms => self.locate(effects),
+            State::Stalled { until_ms } if now_ms >= until_ms => {
+                if self.fold.truncated {
+                    self.ask_chain(effects);
+                } else {
+                    self.locate(effects);
+                }
+            }
             _ => self.retry_in_flight(now_ms, effects),
         }
     }
@@ -313,9 +326,12 @@ impl Partition {
     }
 
     fn commit_now(&mut self, now_ms: u64, effects: &mut Vec<Effect>) {
-        if !self.commit_is_due() {
-            return;
+        if self.commit_is_due() {
+            self.commit(now_ms, effects);
         }
+    }
+
+    fn commit(&mut self, now_ms: u64, effects: &mut Vec<Effect>) {
         let checkpoint = self.fold.checkpoint();
         self.committed = Some(checkpoint.head);
         self.commit_at_ms = now_ms.saturating_add(self.settings.commit_interval_ms);

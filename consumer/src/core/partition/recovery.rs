@@ -21,7 +21,7 @@ impl Partition {
     }
 
     /// Reads the chain from where the fold stands.
-    fn ask_chain(&mut self, effects: &mut Vec<Effect>) {
+    pub(super) fn ask_chain(&mut self, effects: &mut Vec<Effect>) {
         let ticket = self.next_ticket();
         self.state = State::Recovering { ticket };
         effects.push(Effect::AskChain { ticket });
@@ -41,11 +41,14 @@ impl Partition {
         if !matches!(self.state, State::Recovering { ticket: expected } if expected == ticket) {
             return;
         }
+        self.fold.doubtful = false;
         let wanted = self.fold.next;
         if wanted < low || wanted > high {
             // Below: batches were removed before they were read. Beyond: the topic is another one
             // than at the commit. Either way what is there is folded onto the head that is known.
-            self.fold.truncated = wanted < low;
+            if wanted < low {
+                (self.fold.truncated, self.fold.resumed) = (true, false);
+            }
             self.fold.next = low;
             effects.push(Effect::Problem(Problem::ChainTruncated {
                 wanted,
@@ -54,7 +57,7 @@ impl Partition {
             }));
         }
         if self.fold.next == high {
-            self.locate(effects);
+            self.chain_read(now_ms, effects);
         } else {
             effects.push(Effect::ReadChain {
                 ticket,
@@ -86,15 +89,46 @@ impl Partition {
         now_ms: u64,
         effects: &mut Vec<Effect>,
     ) {
-        if self.is_resolving(ticket) {
-            self.fold.next = self.fold.next.max(next);
+        let resolving = self.is_resolving(ticket);
+        let recovering =
+            matches!(self.state, State::Recovering { ticket: expected } if expected == ticket);
+        if !resolving && !recovering {
+            return;
+        }
+        let expected = self.fold.next;
+        if expected < next && !self.fold.doubtful && !self.fold.truncated && self.fold.doubts() {
+            effects.push(Effect::Problem(Problem::ChainIncomplete { expected }));
+        }
+        if self.fold.doubtful {
+            // The same question again: its answer begins at what was left out.
+            effects.push(Effect::AskChain { ticket });
+            return;
+        }
+        self.fold.next = expected.max(next);
+        if resolving {
             self.on_resolved(now_ms, effects);
-        } else if matches!(self.state, State::Recovering { ticket: expected } if expected == ticket)
-        {
-            self.fold.next = self.fold.next.max(next);
+        } else {
+            self.chain_read(now_ms, effects);
+        }
+    }
+
+    /// All that the log holds is folded. When part of it was gone and nothing that is left tells
+    /// where the chain goes on, any head would be a guess, and a wrong one counts twice or never.
+    fn chain_read(&mut self, now_ms: u64, effects: &mut Vec<Effect>) {
+        if self.fold.truncated && !self.fold.resumed {
+            let high = self.fold.next;
+            effects.push(Effect::Problem(Problem::HeadUnknown { high }));
+            self.stall(now_ms);
+        } else {
             self.fold.truncated = false;
             self.locate(effects);
         }
+    }
+
+    fn stall(&mut self, now_ms: u64) {
+        self.state = State::Stalled {
+            until_ms: self.next_retry_at(now_ms),
+        };
     }
 
     /// Asks where the dedupe horizon of the head starts in the source.
@@ -129,10 +163,8 @@ impl Partition {
             // Reading on from an offset that does not exist yet would skip, silently, whatever
             // is written below the head. So the partition stands still and says why.
             effects.push(Effect::Problem(Problem::SourceTooShort { head, high }));
-            self.state = State::Stalled {
-                until_ms: self.next_retry_at(now_ms),
-            };
-            return;
+            self.note_reused(high, now_ms, effects);
+            return self.stall(now_ms);
         }
         self.retry_ms = self.settings.retry_ms.0;
         self.forget(head);
@@ -140,7 +172,22 @@ impl Partition {
             self.position = head;
             self.skip_hole(low, now_ms, effects);
         } else {
-            self.seek(offset.unwrap_or(head).clamp(low, head), effects);
+            let mut start = offset.unwrap_or(head);
+            if let Some(from) = self.fold.reused_from.filter(|from| *from < head) {
+                let from = from.max(low);
+                effects.push(Effect::Problem(Problem::OffsetsReused { from, to: head }));
+                start = start.min(from);
+            }
+            self.seek(start.clamp(low, head), effects);
+        }
+    }
+
+    /// Remembers, over restarts too, from where on the source is written a second time.
+    fn note_reused(&mut self, high: i64, now_ms: u64, effects: &mut Vec<Effect>) {
+        let from = self.fold.reused_from.map_or(high, |from| from.min(high));
+        if self.fold.reused_from != Some(from) {
+            self.fold.reused_from = Some(from);
+            self.commit(now_ms, effects);
         }
     }
 
@@ -155,7 +202,6 @@ impl Partition {
         self.open.restart(head);
         self.log_time_us = 0;
         self.event_time_us = 0;
-        self.at_end = false;
     }
 
     /// Reads the source from here: up to the head for the dedupe set, then for the chain.
@@ -173,6 +219,7 @@ impl Partition {
     /// The set is as it was at the head: from here on offsets get outcomes.
     pub(super) fn run(&mut self, ticket: Ticket) {
         self.state = State::Running { ticket };
+        self.fold.reused_from = None;
         self.position = self.position.max(self.open.from);
         self.log_time_us = self.log_time_us.max(self.fold.log_time_us);
     }

@@ -7,6 +7,8 @@ use streamgauge_proto::v1;
 use super::*;
 use crate::core::{reject::Reason, series::SeriesConfig};
 
+mod recovery;
+
 const DAY_MS: i64 = 86_400_000;
 const NOW_MS: i64 = 1_700_000_000_000;
 
@@ -19,6 +21,7 @@ fn settings() -> Settings {
         batch_bytes_max: 1 << 20,
         commit_interval_ms: 1_000,
         retry_ms: (10, 40),
+        log_time_ahead_us_max: 3_600_000_000,
         accepted_age_us: 7 * DAY_MS * 1000,
         allowed_lateness_us: 1_000_000,
         limits: Limits {
@@ -347,65 +350,6 @@ fn chain_of(count: i64) -> Vec<bytes::Bytes> {
 }
 
 #[test]
-fn a_successor_finds_the_head_and_rebuilds_the_dedupe_set() {
-    let chain = chain_of(4);
-    let mut bench = Bench::new();
-    bench.tell(Input::Committed(None));
-    bench.recover(&chain, Some(2), (0, 6));
-    assert_eq!(bench.partition.progress().state, StateName::Rebuilding);
-    // What lies below the horizon is forgotten, what lies above is known, and counted once.
-    for offset in 2..4 {
-        bench.take(offset, &event(&offset.to_string(), NOW_MS));
-    }
-    bench.take(4, &event("3", NOW_MS));
-    bench.take(5, &event("0", NOW_MS));
-    bench.pass(50);
-    let batch = decoded(&bench.written().expect("due").1);
-    let outcomes = batch.outcomes.expect("there");
-    assert_eq!(
-        (batch.from, outcomes.counted, outcomes.duplicate),
-        (4, 1, 1)
-    );
-}
-
-#[test]
-fn a_checkpoint_spares_reading_the_chain() {
-    let chain = chain_of(4);
-    let mut first = Bench::running();
-    first.take(0, &event("0", NOW_MS));
-    first.pass(50);
-    let (ticket, _) = first.written().expect("due");
-    first.now_ms += 1_000;
-    first.tell(Input::BatchDelivered { ticket, offset: 0 });
-    let (offset, metadata) = first
-        .find(|effect| match effect {
-            Effect::Commit {
-                offset: 1,
-                metadata,
-            } => Some((1, metadata.clone())),
-            _ => None,
-        })
-        .expect("committed");
-    let mut second = Bench::new();
-    second.tell(Input::Committed(Some((offset, &metadata))));
-    let ticket = second.find(|effect| match effect {
-        Effect::AskChain { ticket } => Some(*ticket),
-        _ => None,
-    });
-    second.tell(Input::ChainBounds {
-        ticket: ticket.expect("asks"),
-        low: 0,
-        high: 4,
-    });
-    assert!(matches!(
-        second.effects[0],
-        Effect::ReadChain { from: 1, to: 4, .. }
-    ));
-    second.read_chain(&chain);
-    assert_eq!(second.partition.progress().head, 4);
-}
-
-#[test]
 fn an_uncertain_batch_that_landed_counts_without_being_written_again() {
     let mut bench = Bench::running();
     bench.take(0, &event("a", NOW_MS));
@@ -480,80 +424,6 @@ fn resolve(bench: &mut Bench, chain: &[bytes::Bytes]) {
         high: chain.len() as i64,
     });
     bench.read_chain(chain);
-}
-
-#[test]
-fn a_source_that_ends_before_the_head_is_not_read() {
-    let chain = chain_of(4);
-    let mut bench = Bench::new();
-    bench.tell(Input::Committed(None));
-    bench.recover(&chain, None, (0, 3));
-    assert_eq!(
-        bench.problem(),
-        Some(Problem::SourceTooShort { head: 4, high: 3 })
-    );
-    assert_eq!(bench.partition.progress().state, StateName::Stalled);
-    bench.pass(10);
-    bench.recover(&chain, None, (0, 4));
-    assert_eq!(bench.partition.progress().state, StateName::Running);
-}
-
-#[test]
-fn a_head_below_the_log_is_a_hole() {
-    let chain = chain_of(2);
-    let mut bench = Bench::new();
-    bench.tell(Input::Committed(None));
-    bench.recover(&chain, Some(7), (7, 9));
-    assert_eq!(
-        bench.problem(),
-        Some(Problem::SourceTruncated { from: 2, to: 7 })
-    );
-    let batch = decoded(&bench.written().expect("full").1);
-    assert_eq!(
-        (batch.from, batch.to, batch.outcomes.expect("there").missing),
-        (2, 7, 5)
-    );
-    assert_eq!(bench.take(7, &event("x", NOW_MS)), Taken::Done);
-    assert_eq!(bench.partition.progress().position, 8);
-}
-
-#[test]
-fn a_truncated_chain_is_taken_up_where_it_goes_on() {
-    let chain = chain_of(6);
-    let mut bench = Bench::new();
-    bench.tell(Input::Committed(None));
-    let ticket = bench.find(|effect| match effect {
-        Effect::AskChain { ticket } => Some(*ticket),
-        _ => None,
-    });
-    bench.tell(Input::ChainBounds {
-        ticket: ticket.expect("asks"),
-        low: 3,
-        high: 6,
-    });
-    let truncated = Problem::ChainTruncated {
-        wanted: 0,
-        low: 3,
-        high: 6,
-    };
-    assert_eq!(bench.problem(), Some(truncated));
-    bench.read_chain(&chain);
-    assert_eq!(bench.partition.progress().head, 6);
-}
-
-#[test]
-fn what_is_no_batch_counts_for_nobody() {
-    let mut chain = chain_of(2);
-    chain.insert(1, bytes::Bytes::from_static(b"nonsense"));
-    let mut bench = Bench::new();
-    bench.tell(Input::Committed(None));
-    bench.recover(&chain, None, (0, 2));
-    assert!(matches!(
-        bench.problem(),
-        Some(Problem::NotABatch { offset: 1, .. })
-    ));
-    let progress = bench.partition.progress();
-    assert_eq!((progress.head, progress.delta_position), (2, 3));
 }
 
 #[test]
