@@ -1,21 +1,29 @@
 //! The ledger as an answer: how every source offset ended, per partition and in all.
 
+use std::collections::BTreeSet;
+
 use streamgauge_proto::v1;
 
 use crate::view::{ChainRow, View};
 
-/// The ledger of a view.
+/// The ledger of a view. A partition of which no batch came yet is in it as soon as its source is known: what waits there
+/// is in flight.
 pub fn answer(view: &View) -> v1::LedgerResponse {
-    let partitions: Vec<v1::PartitionLedger> = view
+    let known: BTreeSet<i32> = view
         .chains
-        .values()
-        .map(|row| {
-            line(
-                row,
-                view.source_ends.get(&row.partition).copied().unwrap_or(-1),
-            )
-        })
+        .keys()
+        .chain(view.source_ends.keys())
+        .copied()
         .collect();
+    let line_of = |partition: i32| {
+        let row = view.chains.get(&partition).copied();
+        let end = view.source_ends.get(&partition).copied();
+        line(
+            &row.unwrap_or_else(|| ChainRow::new(partition)),
+            end.unwrap_or(-1),
+        )
+    };
+    let partitions: Vec<v1::PartitionLedger> = known.into_iter().map(line_of).collect();
     let balanced = partitions.iter().all(|line| line.imbalance == 0);
     let total = partitions.iter().fold(none(), |sum, line| add(sum, line));
     v1::LedgerResponse {
