@@ -15,4 +15,4 @@ pub mod sketch;
 
 pub use delta::{DeltaError, TraceBytes};
 pub use ledger::{Ledger, Outcomes};
-pub use rule::{Chain, Range, Verdict};
+pub use rule::{Chain, Range, Step, Verdict};

@@ -3,7 +3,15 @@
 //! A chunk is one allocation for the bytes and one for the index, whatever the number of its
 //! records, so that handing records from the poll thread to their owner costs little.
 
-use std::ops::Range;
+use std::{
+    ops::Range,
+    panic::{AssertUnwindSafe, catch_unwind},
+};
+
+use rdkafka::{
+    Message,
+    message::{BorrowedHeaders, BorrowedMessage, Headers as _},
+};
 
 const ABSENT: u32 = u32::MAX;
 
@@ -24,7 +32,7 @@ struct Entry {
     key: u32,
     /// Length of the payload, or [`ABSENT`].
     payload: u32,
-    /// Length of the encoded headers.
+    /// Length of the encoded headers, or [`ABSENT`] when they could not be read.
     headers: u32,
 }
 
@@ -45,12 +53,21 @@ pub struct RecordRef<'a> {
 
 /// A record's headers, in order; names may repeat.
 #[derive(Clone, Copy, Debug, Default)]
-pub struct Headers<'a>(&'a [u8]);
+pub struct Headers<'a> {
+    bytes: &'a [u8],
+    unreadable: bool,
+}
 
 impl<'a> Headers<'a> {
     /// Whether there is none.
     pub fn is_empty(&self) -> bool {
-        self.0.is_empty()
+        self.bytes.is_empty()
+    }
+
+    /// Whether the record has headers that the client cannot read, as with a name that is not
+    /// UTF-8; then there is none here.
+    pub fn is_unreadable(&self) -> bool {
+        self.unreadable
     }
 
     /// The last value under `name`.
@@ -61,8 +78,8 @@ impl<'a> Headers<'a> {
     }
 
     fn take(&mut self, length: usize) -> Option<&'a [u8]> {
-        let (head, rest) = self.0.split_at_checked(length)?;
-        self.0 = rest;
+        let (head, rest) = self.bytes.split_at_checked(length)?;
+        self.bytes = rest;
         Some(head)
     }
 
@@ -141,7 +158,9 @@ impl Chunk {
         };
         let key = (entry.key != ABSENT).then(|| part(entry.key));
         let payload = (entry.payload != ABSENT).then(|| part(entry.payload));
-        let headers = Headers(part(entry.headers));
+        let unreadable = entry.headers == ABSENT;
+        let bytes = if unreadable { &[] } else { part(entry.headers) };
+        let headers = Headers { bytes, unreadable };
         RecordRef {
             offset: entry.offset,
             timestamp_ms: entry.timestamp_ms,
@@ -185,6 +204,20 @@ impl ChunkBuilder {
         self.bytes.len()
     }
 
+    /// Appends a record whose headers cannot be read. Offsets must ascend.
+    pub fn push_without_headers(
+        &mut self,
+        offset: i64,
+        timestamp_ms: i64,
+        key: Option<&[u8]>,
+        payload: Option<&[u8]>,
+    ) {
+        self.push(offset, timestamp_ms, key, payload, []);
+        if let Some(entry) = self.index.last_mut() {
+            entry.headers = ABSENT;
+        }
+    }
+
     /// Appends a record. Offsets must ascend.
     pub fn push<'a>(
         &mut self,
@@ -223,6 +256,20 @@ impl ChunkBuilder {
         });
     }
 
+    /// Appends a record as librdkafka delivered it.
+    pub(crate) fn push_message(&mut self, message: &BorrowedMessage<'_>) {
+        let time = message.timestamp().to_millis().unwrap_or(-1);
+        let (key, payload) = (message.key(), message.payload());
+        match message.headers() {
+            None => self.push(message.offset(), time, key, payload, []),
+            Some(headers) if are_readable(headers) => {
+                let headers = headers.iter().map(|header| (header.key, header.value));
+                self.push(message.offset(), time, key, payload, headers);
+            }
+            Some(_) => self.push_without_headers(message.offset(), time, key, payload),
+        }
+    }
+
     /// Takes the chunk out and starts the next one with the same capacity; `None` when empty.
     pub fn take(&mut self) -> Option<Chunk> {
         if self.index.is_empty() {
@@ -245,6 +292,12 @@ impl ChunkBuilder {
     }
 }
 
+/// rdkafka panics on a header name that is not UTF-8, which anyone may write; one such record must
+/// not end the thread that reads for everybody.
+fn are_readable(headers: &BorrowedHeaders) -> bool {
+    catch_unwind(AssertUnwindSafe(|| headers.iter().for_each(drop))).is_ok()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -257,11 +310,12 @@ mod tests {
         builder.push(7, -1, None, None, []);
         let headers = [("a", Some(&b"1"[..])), ("b", None), ("a", Some(&b""[..]))];
         builder.push(8, 2, Some(b""), Some(b""), headers);
-        let chunk = builder.take().expect("three records");
-        assert_eq!((chunk.partition(), chunk.len()), (3, 3));
+        builder.push_without_headers(9, 3, Some(b"k"), Some(b"v"));
+        let chunk = builder.take().expect("four records");
+        assert_eq!((chunk.partition(), chunk.len()), (3, 4));
         assert_eq!(
             (chunk.first_offset(), chunk.next_offset()),
-            (Some(5), Some(9))
+            (Some(5), Some(10))
         );
         let records: Vec<_> = chunk.iter().collect();
         assert_eq!(
@@ -274,6 +328,9 @@ mod tests {
         assert_eq!(records[2].headers.collect::<Vec<_>>(), headers);
         assert_eq!(records[2].headers.get("a"), Some(&b""[..]));
         assert_eq!(records[2].headers.get("c"), None);
+        assert!(!records[2].headers.is_unreadable());
+        assert!(records[3].headers.is_unreadable() && records[3].headers.is_empty());
+        assert_eq!(records[3].payload, Some(&b"v"[..]));
         assert!(builder.take().is_none());
     }
 }

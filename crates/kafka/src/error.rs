@@ -133,7 +133,10 @@ impl From<Native> for PublishError {
             | Code::UnknownPartition
             | Code::KafkaStorageError
             | Code::PurgeQueue
-            | Code::PurgeInflight => Self::Unavailable(code),
+            | Code::PurgeInflight
+            // About the client, not about the record: it passes once the rights are granted.
+            | Code::TopicAuthorizationFailed
+            | Code::ClusterAuthorizationFailed => Self::Unavailable(code),
             _ => Self::Refused(error.to_string()),
         }
     }

@@ -1,12 +1,12 @@
 //! Following partitions without a group: every follower reads all that it names.
 
 use std::{
+    collections::BTreeSet,
     sync::{Arc, mpsc as std_mpsc},
     thread::JoinHandle,
     time::Duration,
 };
 
-use parking_lot::Mutex;
 use rdkafka::{
     Offset, TopicPartitionList,
     config::FromClientConfigAndContext,
@@ -17,8 +17,9 @@ use tokio::{runtime::Handle, sync::mpsc::Sender};
 use crate::{
     FetchConfig, KafkaConfig, KafkaError, Polled, StatsSink,
     context::Context,
-    group::spawn_poller,
-    poller::{Command, Mailbox, Poller, Slot},
+    group::{Ended, spawn_poller},
+    mailbox::{Command, Commands, Mailbox},
+    poller::{Poller, Slot},
 };
 
 impl rdkafka::consumer::ConsumerContext for Context {}
@@ -27,6 +28,7 @@ impl rdkafka::consumer::ConsumerContext for Context {}
 pub struct Follower {
     commands: std_mpsc::Sender<Command>,
     thread: JoinHandle<()>,
+    ended: Ended,
 }
 
 impl Follower {
@@ -69,14 +71,22 @@ impl Follower {
             consumer: Arc::new(consumer),
             topic: topic.to_owned(),
             config: config.clone(),
-            commands: Arc::new(Mutex::new(receiver)),
+            commands: Arc::new(Commands::new(receiver)),
             runtime: Handle::current(),
             slots,
+            fallen: BTreeSet::new(),
         };
+        let (thread, ended) = spawn_poller(poller)?;
         Ok(Self {
             commands,
-            thread: spawn_poller(poller)?,
+            thread,
+            ended,
         })
+    }
+
+    /// Completes when the poll thread has ended, which it does by itself only for a defect.
+    pub async fn ended(&self) {
+        self.ended.wait().await;
     }
 
     /// Moves a partition to another position.

@@ -1,6 +1,7 @@
 //! Reading as a member of a group: who owns which partition, and a position that is committed.
 
 use std::{
+    collections::BTreeSet,
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
@@ -10,7 +11,6 @@ use std::{
     time::{Duration, Instant},
 };
 
-use parking_lot::Mutex;
 use rdkafka::{
     ClientContext, Offset, Statistics, TopicPartitionList,
     config::{FromClientConfigAndContext, RDKafkaLogLevel},
@@ -20,12 +20,17 @@ use rdkafka::{
 };
 use tokio::{
     runtime::Handle,
-    sync::mpsc::{Receiver, Sender, channel},
+    sync::{
+        mpsc::{Receiver, Sender, channel},
+        watch,
+    },
 };
 
 use crate::{
     GroupConfig, KafkaConfig, KafkaError, Polled, StatsSink, context,
-    poller::{Command, Commands, Mailbox, Poller, commit, one},
+    mailbox::{Command, Commands, Mailbox},
+    patience::ask,
+    poller::{Poller, commit, one},
     stats::Stats,
 };
 
@@ -51,6 +56,7 @@ pub struct GroupReader {
     closing: Arc<AtomicBool>,
     /// None once it is closed.
     thread: Option<JoinHandle<()>>,
+    ended: Ended,
     topic: String,
     request_timeout: Duration,
 }
@@ -60,9 +66,7 @@ struct GroupContext {
     topic: String,
     stats: Option<StatsSink>,
     membership: Sender<Membership>,
-    commands: Commands,
-    /// Commands that came while a rebalance waited; they are sent again afterwards.
-    again: Mutex<std_mpsc::Sender<Command>>,
+    commands: Arc<Commands>,
     revoke_timeout: Duration,
     closing: Arc<AtomicBool>,
 }
@@ -83,14 +87,13 @@ impl GroupReader {
         let client = kafka.finish(client)?;
         let (membership, changes) = channel(MEMBERSHIP_QUEUE);
         let (sender, receiver) = std_mpsc::channel();
-        let commands: Commands = Arc::new(Mutex::new(receiver));
+        let commands = Arc::new(Commands::new(receiver));
         let closing = Arc::new(AtomicBool::new(false));
         let context = GroupContext {
             topic: topic.to_owned(),
             stats,
             membership,
             commands: commands.clone(),
-            again: Mutex::new(sender.clone()),
             revoke_timeout: Duration::from_millis(config.revoke_timeout_ms),
             closing: closing.clone(),
         };
@@ -103,13 +106,15 @@ impl GroupReader {
             commands,
             runtime: Handle::current(),
             slots: Vec::new(),
+            fallen: BTreeSet::new(),
         };
-        let thread = spawn_poller(poller)?;
+        let (thread, ended) = spawn_poller(poller)?;
         let reader = Self {
             consumer,
             commands: sender,
             closing,
             thread: Some(thread),
+            ended,
             topic: topic.to_owned(),
             request_timeout: kafka.request_timeout(),
         };
@@ -157,17 +162,21 @@ impl GroupReader {
     pub async fn committed(&self, partition: i32) -> Result<Option<(i64, String)>, KafkaError> {
         let (consumer, topic) = (self.consumer.clone(), self.topic.clone());
         let timeout = self.request_timeout;
-        let read = move || {
-            let list = consumer.committed_offsets(one(&topic, partition), timeout)?;
-            let found = list.find_partition(&topic, partition);
-            Ok(found.and_then(|found| match found.offset() {
-                Offset::Offset(offset) => Some((offset, found.metadata().to_owned())),
-                _ => None,
-            }))
-        };
-        tokio::task::spawn_blocking(read)
-            .await
-            .map_err(|_| KafkaError::Closed)?
+        let list = ask(timeout, move |wait| {
+            consumer.committed_offsets(one(&topic, partition), wait)
+        })
+        .await??;
+        let found = list.find_partition(&self.topic, partition);
+        Ok(found.and_then(|found| match found.offset() {
+            Offset::Offset(offset) => Some((offset, found.metadata().to_owned())),
+            _ => None,
+        }))
+    }
+
+    /// Completes when the poll thread has ended, which it does by itself only for a defect: then
+    /// nothing is read any more, and nobody is told of a rebalance.
+    pub async fn ended(&self) {
+        self.ended.wait().await;
     }
 
     /// Lets a rebalance go on: the owners of the revoked partitions have stopped.
@@ -208,16 +217,32 @@ impl Drop for GroupReader {
     }
 }
 
+/// Tells when a thread has ended, however it did.
+pub(crate) struct Ended(watch::Receiver<()>);
+
+impl Ended {
+    pub(crate) async fn wait(&self) {
+        // Nothing is ever sent: the thread holds the other end, and drops it.
+        while self.0.clone().changed().await.is_ok() {}
+    }
+}
+
 pub(crate) fn spawn_poller<C: ConsumerContext + 'static>(
     poller: Poller<C>,
-) -> Result<JoinHandle<()>, KafkaError> {
-    std::thread::Builder::new()
+) -> Result<(JoinHandle<()>, Ended), KafkaError> {
+    let (running, ended) = watch::channel(());
+    let run = move || {
+        let _running = running;
+        poller.run();
+    };
+    let thread = std::thread::Builder::new()
         .name(String::from("kafka-poll"))
-        .spawn(move || poller.run())
+        .spawn(run)
         .map_err(|error| KafkaError::Config {
             setting: String::from("thread"),
             cause: error.to_string(),
-        })
+        })?;
+    Ok((thread, Ended(ended)))
 }
 
 impl ClientContext for GroupContext {
@@ -323,11 +348,9 @@ impl GroupContext {
     /// Waits for the owners to stop, and commits what they confirm meanwhile.
     fn wait_for_owners(&self, consumer: &BaseConsumer<Self>) {
         let end = Instant::now() + self.revoke_timeout;
-        let mut later = Vec::new();
         loop {
             let left = end.saturating_duration_since(Instant::now());
-            let command = self.commands.lock().recv_timeout(left);
-            match command {
+            match self.commands.wait(left) {
                 Ok(Command::Acknowledge) => break,
                 Ok(Command::Commit {
                     partition,
@@ -344,20 +367,16 @@ impl GroupContext {
                     );
                 }
                 Ok(close @ Command::Close) => {
-                    later.push(close);
+                    self.commands.set_aside(close);
                     break;
                 }
-                Ok(other) => later.push(other),
+                Ok(other) => self.commands.set_aside(other),
                 Err(RecvTimeoutError::Timeout) => {
                     tracing::warn!("owners did not stop in time; their late batches will be void");
                     break;
                 }
                 Err(RecvTimeoutError::Disconnected) => break,
             }
-        }
-        let again = self.again.lock();
-        for command in later {
-            let _ = again.send(command);
         }
     }
 }

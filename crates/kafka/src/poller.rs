@@ -5,25 +5,24 @@
 //! neither stops the others nor grows memory. Nothing is ever dropped for lack of room.
 
 use std::{
-    collections::VecDeque,
+    collections::{BTreeSet, VecDeque},
     sync::{Arc, mpsc::TryRecvError},
     time::{Duration, Instant},
 };
 
-use parking_lot::Mutex;
 use rdkafka::{
     Message, Offset, TopicPartitionList,
-    consumer::{BaseConsumer, CommitMode, Consumer, ConsumerContext},
-    error::KafkaError as Native,
-    message::{BorrowedMessage, Headers as _},
+    consumer::{BaseConsumer, CommitMode, Consumer, ConsumerContext, RebalanceProtocol},
+    error::{KafkaError as Native, KafkaResult},
+    message::BorrowedMessage,
     types::RDKafkaErrorCode,
 };
-use tokio::{
-    runtime::Handle,
-    sync::mpsc::{Sender, error::TrySendError},
-};
+use tokio::runtime::Handle;
 
-use crate::{Chunk, ChunkBuilder, FetchConfig};
+use crate::{
+    ChunkBuilder, FetchConfig, Polled,
+    mailbox::{Command, Commands, Mailbox, Refused},
+};
 
 /// Time for librdkafka to carry out a seek; it is asked again after that.
 const SEEK_TIMEOUT: Duration = Duration::from_secs(2);
@@ -34,59 +33,16 @@ const CHUNK_AGE_MAX: Duration = Duration::from_millis(5);
 /// Least time between two warnings about an unreachable broker.
 const WARN_EVERY: Duration = Duration::from_secs(5);
 
-/// What a partition's owner receives.
-#[derive(Debug)]
-pub enum Polled {
-    /// Records in order of offset.
-    Records(Chunk),
-    /// An empty fetch: there is nothing at this offset yet.
-    End {
-        /// The end of the partition.
-        offset: i64,
-    },
-    /// Some partition of this client stands outside of what the log still holds; the owner checks
-    /// whether it is this one, and starts again from where the log begins.
-    OutOfRange,
-}
-
-/// Where a partition's records go.
-pub(crate) enum Mailbox {
-    Own(Sender<Polled>),
-    Shared(Sender<(i32, Polled)>),
-}
-
-/// What the poll thread is told.
-pub(crate) enum Command {
-    Start {
-        partition: i32,
-        offset: i64,
-        mailbox: Mailbox,
-    },
-    Seek {
-        partition: i32,
-        offset: i64,
-    },
-    Stop(i32),
-    Hold(i32),
-    Release(i32),
-    Commit {
-        partition: i32,
-        offset: i64,
-        metadata: String,
-    },
-    Acknowledge,
-    Close,
-}
-
-pub(crate) type Commands = Arc<Mutex<std::sync::mpsc::Receiver<Command>>>;
-
 pub(crate) struct Poller<C: ConsumerContext + 'static> {
     pub(crate) consumer: Arc<BaseConsumer<C>>,
     pub(crate) topic: String,
     pub(crate) config: FetchConfig,
-    pub(crate) commands: Commands,
+    pub(crate) commands: Arc<Commands>,
     pub(crate) runtime: Handle,
     pub(crate) slots: Vec<Option<Slot>>,
+    /// Partitions of which one or another has left its log; librdkafka does not say which. One that
+    /// has takes no seek any more and must be assigned anew.
+    pub(crate) fallen: BTreeSet<i32>,
 }
 
 /// What the loop knows of a partition.
@@ -156,7 +112,7 @@ impl<C: ConsumerContext + 'static> Poller<C> {
     /// Carries out what was asked; `false` when it is time to end.
     fn obey(&mut self) -> bool {
         loop {
-            let command = self.commands.lock().try_recv();
+            let command = self.commands.next();
             match command {
                 Ok(Command::Start {
                     partition,
@@ -216,10 +172,17 @@ impl<C: ConsumerContext + 'static> Poller<C> {
         slot.waiting.clear();
         slot.next = offset;
         slot.stalled = false;
-        let list = one(&topic, partition);
-        let moved = consumer
-            .resume(&list)
-            .and_then(|()| consumer.seek(&topic, partition, Offset::Offset(offset), SEEK_TIMEOUT));
+        slot.seeking = Some(offset);
+        let moved = if self.fallen.contains(&partition) {
+            self.assign_anew(partition, offset)
+        } else {
+            consumer.resume(&one(&topic, partition)).and_then(|()| {
+                consumer.seek(&topic, partition, Offset::Offset(offset), SEEK_TIMEOUT)
+            })
+        };
+        let Some(slot) = self.slot(partition) else {
+            return;
+        };
         match moved {
             Ok(()) => {
                 slot.seeking = None;
@@ -229,9 +192,54 @@ impl<C: ConsumerContext + 'static> Poller<C> {
             }
             Err(error) => {
                 tracing::debug!(partition, offset, %error, "seek has to be asked again");
-                slot.seeking = Some(offset);
             }
         }
+    }
+
+    /// Takes a partition out of the assignment and in again, at this position. Where assignments
+    /// are whole, all are assigned anew where they stand.
+    fn assign_anew(&mut self, partition: i32, offset: i64) -> KafkaResult<()> {
+        let mut list = TopicPartitionList::new();
+        if matches!(
+            self.consumer.rebalance_protocol(),
+            RebalanceProtocol::Cooperative
+        ) {
+            list.add_partition_offset(&self.topic, partition, Offset::Offset(offset))?;
+            self.consumer
+                .incremental_unassign(&one(&self.topic, partition))?;
+            self.consumer.incremental_assign(&list)?;
+            self.fallen.remove(&partition);
+            return Ok(());
+        }
+        let assigned = self.assigned()?;
+        for at in &assigned {
+            // One without a slot waits for its owner, as after a rebalance.
+            let next = self
+                .slot(*at)
+                .map_or(0, |slot| slot.seeking.unwrap_or(slot.next));
+            list.add_partition_offset(&self.topic, *at, Offset::Offset(next))?;
+        }
+        self.consumer.assign(&list)?;
+        self.fallen.clear();
+        for at in assigned {
+            let paused = match self.slot(at) {
+                Some(slot) => {
+                    slot.seeking = None;
+                    slot.held || slot.stalled
+                }
+                None => true,
+            };
+            if paused {
+                self.set_paused(at, true);
+            }
+        }
+        Ok(())
+    }
+
+    fn assigned(&self) -> KafkaResult<Vec<i32>> {
+        let list = self.consumer.assignment()?;
+        let elements = list.elements_for_topic(&self.topic);
+        Ok(elements.iter().map(|element| element.partition()).collect())
     }
 
     fn retry_seeks(&mut self) {
@@ -277,16 +285,7 @@ impl<C: ConsumerContext + 'static> Poller<C> {
             return;
         }
         slot.next = message.offset() + 1;
-        let time = message.timestamp().to_millis().unwrap_or(-1);
-        let (key, payload) = (message.key(), message.payload());
-        match message.headers() {
-            None => slot.builder.push(message.offset(), time, key, payload, []),
-            Some(headers) => {
-                let headers = headers.iter().map(|header| (header.key, header.value));
-                slot.builder
-                    .push(message.offset(), time, key, payload, headers);
-            }
-        }
+        slot.builder.push_message(message);
         if slot.builder.len() >= records_max || slot.builder.size_bytes() >= bytes_max {
             self.flush(partition);
         }
@@ -318,6 +317,7 @@ impl<C: ConsumerContext + 'static> Poller<C> {
     fn note(&mut self, error: &Native, warned: &mut Option<Instant>) {
         if error.rdkafka_error_code() == Some(RDKafkaErrorCode::AutoOffsetReset) {
             self.flush_all();
+            self.fallen.extend(self.assigned().unwrap_or_default());
             for at in 0..self.slots.len() {
                 if self.slots[at]
                     .as_ref()
@@ -387,50 +387,6 @@ impl<C: ConsumerContext + 'static> Poller<C> {
                 let held = slot.held;
                 self.set_paused(partition, held);
             }
-        }
-    }
-}
-
-enum Refused {
-    Full(Polled),
-    Closed,
-}
-
-impl Mailbox {
-    fn try_send(&self, partition: i32, item: Polled) -> Result<(), Refused> {
-        match self {
-            Self::Own(sender) => sender.try_send(item).map_err(|error| match error {
-                TrySendError::Full(item) => Refused::Full(item),
-                TrySendError::Closed(_) => Refused::Closed,
-            }),
-            Self::Shared(sender) => {
-                sender
-                    .try_send((partition, item))
-                    .map_err(|error| match error {
-                        TrySendError::Full((_, item)) => Refused::Full(item),
-                        TrySendError::Closed(_) => Refused::Closed,
-                    })
-            }
-        }
-    }
-
-    async fn send_within(
-        &self,
-        partition: i32,
-        item: Polled,
-        limit: Duration,
-    ) -> Result<(), Refused> {
-        let room = async {
-            match self {
-                Self::Own(sender) => sender.reserve().await.map(drop).is_ok(),
-                Self::Shared(sender) => sender.reserve().await.map(drop).is_ok(),
-            }
-        };
-        // This thread is the only sender, so that the room found is still there afterwards.
-        match tokio::time::timeout(limit, room).await {
-            Ok(true) => self.try_send(partition, item),
-            Ok(false) => Err(Refused::Closed),
-            Err(_) => Err(Refused::Full(item)),
         }
     }
 }

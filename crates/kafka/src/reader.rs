@@ -10,12 +10,12 @@ use rdkafka::{
     config::FromClientConfigAndContext,
     consumer::{BaseConsumer, Consumer},
     error::KafkaError as Native,
-    message::Headers as _,
 };
-use tokio::sync::mpsc;
+use tokio::sync::{OwnedMutexGuard, mpsc};
 
 use crate::{
     Chunk, ChunkBuilder, FetchConfig, KafkaConfig, KafkaError, StatsSink, context::Context,
+    patience::ask,
 };
 
 /// Chunks that are read ahead of the caller.
@@ -36,7 +36,8 @@ pub struct Watermarks {
 #[derive(Clone)]
 pub struct LogReader {
     consumer: Arc<BaseConsumer<Context>>,
-    /// Held for the length of a range: one client has one position.
+    /// Held for the length of a range by the thread that reads it: one client has one position,
+    /// and a caller who goes away does not end the thread at once.
     turn: Arc<tokio::sync::Mutex<()>>,
     brokers: String,
     timeout: Duration,
@@ -73,14 +74,12 @@ impl LogReader {
     /// [`KafkaError::Unreachable`] when no broker answers in time.
     pub async fn watermarks(&self, topic: &str, partition: i32) -> Result<Watermarks, KafkaError> {
         let (reader, topic) = (self.clone(), topic.to_owned());
-        blocking(move || {
-            let (low, high) = reader
-                .consumer
-                .fetch_watermarks(&topic, partition, reader.timeout)
-                .map_err(|source| reader.unreachable(source))?;
-            Ok(Watermarks { low, high })
+        ask(self.timeout, move |wait| {
+            reader.consumer.fetch_watermarks(&topic, partition, wait)
         })
-        .await
+        .await?
+        .map(|(low, high)| Watermarks { low, high })
+        .map_err(|source| self.unreachable(source))
     }
 
     /// The first offset whose record is not older than `timestamp_ms`; `None` when all are older.
@@ -93,28 +92,27 @@ impl LogReader {
         partition: i32,
         timestamp_ms: i64,
     ) -> Result<Option<i64>, KafkaError> {
-        let (reader, topic) = (self.clone(), topic.to_owned());
-        blocking(move || {
-            let mut list = TopicPartitionList::with_capacity(1);
-            list.add_partition_offset(&topic, partition, Offset::Offset(timestamp_ms.max(0)))?;
-            let found = reader
-                .consumer
-                .offsets_for_times(list, reader.timeout)
-                .map_err(|source| reader.unreachable(source))?;
-            let element = found.find_partition(&topic, partition);
-            Ok(match element.map(|element| element.offset()) {
-                Some(Offset::Offset(offset)) => Some(offset),
-                _ => None,
-            })
+        let mut list = TopicPartitionList::with_capacity(1);
+        list.add_partition_offset(topic, partition, Offset::Offset(timestamp_ms.max(0)))?;
+        let reader = self.clone();
+        let found = ask(self.timeout, move |wait| {
+            reader.consumer.offsets_for_times(list.clone(), wait)
         })
-        .await
+        .await?
+        .map_err(|source| self.unreachable(source))?;
+        let element = found.find_partition(topic, partition);
+        Ok(match element.map(|element| element.offset()) {
+            Some(Offset::Offset(offset)) => Some(offset),
+            _ => None,
+        })
     }
 
     /// Reads the records of `[from, to)` in order; memory is bounded by a few chunks.
     ///
     /// # Errors
-    /// [`KafkaError::Stalled`] when nothing comes for the request time-out; other errors as they
-    /// are. What was read until then has been handed over.
+    /// [`KafkaError::Stalled`] when nothing comes for the request time-out, as from a broker that
+    /// does not show `to` yet; other errors as they are. What was read until then has been handed
+    /// over.
     pub async fn read_range(
         &self,
         topic: &str,
@@ -126,7 +124,7 @@ impl LogReader {
         if from >= to {
             return Ok(());
         }
-        let _turn = self.turn.lock().await;
+        let turn = Arc::clone(&self.turn).lock_owned().await;
         let (sender, mut chunks) = mpsc::channel(CHUNKS_AHEAD);
         let range = RangeRead {
             reader: self.clone(),
@@ -135,6 +133,8 @@ impl LogReader {
             next: from,
             to,
             sender,
+            confirmed_end: false,
+            _turn: turn,
         };
         let read = tokio::task::spawn_blocking(move || range.run());
         while let Some(chunk) = chunks.recv().await {
@@ -151,14 +151,6 @@ impl LogReader {
     }
 }
 
-async fn blocking<T: Send + 'static>(
-    work: impl FnOnce() -> Result<T, KafkaError> + Send + 'static,
-) -> Result<T, KafkaError> {
-    tokio::task::spawn_blocking(work)
-        .await
-        .map_err(|_| KafkaError::Closed)?
-}
-
 struct RangeRead {
     reader: LogReader,
     topic: String,
@@ -166,68 +158,88 @@ struct RangeRead {
     next: i64,
     to: i64,
     sender: mpsc::Sender<Chunk>,
+    /// The broker has said that the log reaches `to`, and was asked for records once more.
+    confirmed_end: bool,
+    _turn: OwnedMutexGuard<()>,
 }
 
 impl RangeRead {
     fn run(mut self) -> Result<(), KafkaError> {
-        let mut list = TopicPartitionList::with_capacity(1);
-        list.add_partition_offset(&self.topic, self.partition, Offset::Offset(self.next))?;
-        self.reader.consumer.assign(&list)?;
+        self.assign()?;
         let result = self.poll_all();
         let unassigned = self.reader.consumer.unassign();
         result.and(unassigned.map_err(KafkaError::from))
     }
 
+    fn assign(&self) -> Result<(), KafkaError> {
+        let mut list = TopicPartitionList::with_capacity(1);
+        list.add_partition_offset(&self.topic, self.partition, Offset::Offset(self.next))?;
+        Ok(self.reader.consumer.assign(&list)?)
+    }
+
     fn poll_all(&mut self) -> Result<(), KafkaError> {
-        let consumer = self.reader.consumer.clone();
         let mut builder = ChunkBuilder::new(self.partition);
-        let mut progress = Instant::now();
-        while self.next < self.to {
+        let result = self.poll_into(&mut builder);
+        self.hand_over(&mut builder);
+        result
+    }
+
+    fn poll_into(&mut self, builder: &mut ChunkBuilder) -> Result<(), KafkaError> {
+        let consumer = self.reader.consumer.clone();
+        let (mut progress, mut at_end) = (Instant::now(), false);
+        while self.next < self.to && !self.sender.is_closed() {
             match consumer.poll(POLL) {
+                // Left over from an earlier range.
+                Some(Ok(message)) if self.is_foreign(&message) => {}
+                Some(Ok(message)) if message.offset() >= self.to => break,
                 Some(Ok(message)) => {
-                    progress = Instant::now();
-                    if message.offset() >= self.to {
+                    (progress, at_end) = (Instant::now(), false);
+                    self.next = message.offset() + 1;
+                    builder.push_message(&message);
+                }
+                Some(Err(Native::PartitionEOF(partition))) if partition == self.partition => {
+                    if self.confirmed_end {
                         break;
                     }
-                    self.push(&mut builder, &message);
+                    at_end = true;
                 }
-                // Nothing more is there: offsets up to `to` hold no record.
-                Some(Err(Native::PartitionEOF(partition))) if partition == self.partition => break,
                 Some(Err(error)) => {
                     tracing::debug!(topic = self.topic, partition = self.partition, %error, "read");
                     self.check_progress(progress)?;
                 }
                 None => self.check_progress(progress)?,
             }
+            if at_end && !self.confirmed_end {
+                self.confirm_end()?;
+                at_end = !self.confirmed_end;
+            }
             if builder.len() >= self.reader.fetch.chunk_records_max.max(1)
                 || builder.size_bytes() >= self.reader.fetch.chunk_kib_max.max(1) * 1024
             {
-                self.hand_over(&mut builder);
+                self.hand_over(builder);
             }
         }
-        self.hand_over(&mut builder);
         Ok(())
     }
 
-    fn push(
-        &mut self,
-        builder: &mut ChunkBuilder,
-        message: &rdkafka::message::BorrowedMessage<'_>,
-    ) {
-        let time = message.timestamp().to_millis().unwrap_or(-1);
-        let headers = message.headers();
-        let headers = headers
-            .iter()
-            .flat_map(|headers| headers.iter())
-            .map(|header| (header.key, header.value));
-        builder.push(
-            message.offset(),
-            time,
-            message.key(),
-            message.payload(),
-            headers,
-        );
-        self.next = message.offset() + 1;
+    /// The topic goes unchecked: the turn is handed on only after the assignment was taken back.
+    fn is_foreign(&self, message: &rdkafka::message::BorrowedMessage<'_>) -> bool {
+        message.partition() != self.partition || message.offset() < self.next
+    }
+
+    /// The end came before `to`. A replica may lag behind what another has shown, so that this
+    /// proves nothing; but when the leader says that the log reaches `to`, and a fetch after that
+    /// meets the end at this very place again, the offsets up to `to` hold no record.
+    fn confirm_end(&mut self) -> Result<(), KafkaError> {
+        let ends = self
+            .reader
+            .consumer
+            .fetch_watermarks(&self.topic, self.partition, POLL);
+        if ends.is_ok_and(|(_, high)| high >= self.to) {
+            self.confirmed_end = true;
+            self.assign()?;
+        }
+        Ok(())
     }
 
     fn hand_over(&mut self, builder: &mut ChunkBuilder) {

@@ -18,6 +18,8 @@ pub struct Stats {
     pub fetch_queue_bytes: u64,
     /// Rebalances since the start.
     pub rebalances: i64,
+    /// Whether the client is a settled member of its group, with partitions or without.
+    pub is_member: bool,
     /// One entry per broker that was ever connected.
     pub brokers: Vec<BrokerStats>,
 }
@@ -61,6 +63,10 @@ impl From<&Statistics> for Stats {
             queue_messages: native.msg_cnt,
             queue_bytes: native.msg_size,
             fetch_queue_bytes,
+            is_member: native
+                .cgrp
+                .as_ref()
+                .is_some_and(|group| group.state == "up" && group.join_state == "steady"),
             rebalances: native.cgrp.as_ref().map_or(0, |group| group.rebalance_cnt),
             brokers,
         }

@@ -2,10 +2,16 @@
 
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
+use rdkafka::{
+    ClientConfig, Offset, TopicPartitionList,
+    admin::{AdminClient, AdminOptions},
+    client::DefaultClientContext,
+};
 use streamgauge_broker::{Broker, BrokerConfig};
 use streamgauge_kafka::{
-    FetchConfig, Follower, GroupConfig, GroupReader, KafkaConfig, KafkaError, LogReader,
-    Membership, Polled, PublishError, Publisher, PublisherConfig, Record, admin, murmur2_partition,
+    Assignment, FetchConfig, Follower, GroupConfig, GroupReader, KafkaConfig, KafkaError,
+    LogReader, Membership, Polled, PublishError, Publisher, PublisherConfig, Record, admin,
+    murmur2_partition,
 };
 use tokio::sync::{mpsc, watch};
 
@@ -90,6 +96,22 @@ impl Log {
         let outcome = batch.finish().await;
         assert!(outcome.failed.is_empty(), "{:?}", outcome.failed);
     }
+}
+
+/// Removes what lies below an offset, as retention does.
+async fn truncate(log: &Log, partition: i32, below: i64) {
+    let admin: AdminClient<DefaultClientContext> = ClientConfig::new()
+        .set("bootstrap.servers", &log.kafka.brokers)
+        .create()
+        .unwrap();
+    let mut list = TopicPartitionList::new();
+    list.add_partition_offset(&log.topic, partition, Offset::Offset(below))
+        .unwrap();
+    let deleted = admin.delete_records(&list, &AdminOptions::new()).await;
+    let deleted = deleted.unwrap();
+    let element = deleted.find_partition(&log.topic, partition).unwrap();
+    element.error().unwrap();
+    assert_eq!(element.offset(), Offset::Offset(below));
 }
 
 /// Takes from a mailbox until `count` records came; fails after 30 s.
@@ -405,5 +427,191 @@ async fn a_follower_reads_every_partition_and_seeks() {
         }
     };
     assert_eq!(first, Some(5));
+    assert!(follower.close(Duration::from_secs(10)).await);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_read_that_is_given_up_takes_nothing_from_the_next() {
+    let log = log("cancelled").await;
+    let publisher = log.publisher();
+    log.fill(&publisher, 30_000).await;
+    let fetch = FetchConfig {
+        chunk_records_max: 10,
+        ..FetchConfig::default()
+    };
+    let reader = LogReader::new(&log.kafka, &fetch, None).unwrap();
+    let high = reader.watermarks(&log.topic, 0).await.unwrap().high;
+    for round in 0..20 {
+        let (first, mut seen) = mpsc::channel(1);
+        let (given_up, topic) = (reader.clone(), log.topic.clone());
+        let reading = tokio::spawn(async move {
+            let from = round * 7;
+            let read = given_up.read_range(&topic, 0, from, high, |_| {
+                let _ = first.try_send(());
+            });
+            let _ = read.await;
+        });
+        seen.recv().await;
+        reading.abort();
+        let mut offsets = Vec::new();
+        reader
+            .read_range(&log.topic, 0, 0, 500, |chunk| {
+                offsets.extend(chunk.iter().map(|record| record.offset));
+            })
+            .await
+            .unwrap();
+        assert_eq!(offsets, (0..500).collect::<Vec<_>>(), "round {round}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_end_before_the_range_is_over_is_no_end() {
+    let log = log("short").await;
+    let publisher = log.publisher();
+    log.fill(&publisher, 30).await;
+    let kafka = KafkaConfig {
+        request_timeout_ms: 500,
+        ..log.kafka.clone()
+    };
+    let reader = LogReader::new(&kafka, &FetchConfig::default(), None).unwrap();
+    let high = reader.watermarks(&log.topic, 0).await.unwrap().high;
+    let mut records = 0;
+    let error = reader
+        .read_range(&log.topic, 0, 0, high + 1, |chunk| records += chunk.len())
+        .await
+        .unwrap_err();
+    assert!(
+        matches!(error, KafkaError::Stalled { offset, .. } if offset == high),
+        "{error}"
+    );
+    assert_eq!(records as i64, high, "what is there is handed over");
+}
+
+/// Takes until the first record at or beyond `low`; an answer that it is out of range is followed
+/// by moving there.
+async fn take_up(mailbox: &mut mpsc::Receiver<Polled>, low: i64, mut go: impl FnMut()) -> i64 {
+    loop {
+        let polled = tokio::time::timeout(Duration::from_secs(30), mailbox.recv()).await;
+        match polled.expect("it goes on").expect("the reader lives") {
+            Polled::OutOfRange => go(),
+            Polled::Records(chunk) if chunk.next_offset() > Some(low) => {
+                let first = chunk.iter().map(|record| record.offset);
+                return first.filter(|offset| *offset >= low).min().unwrap();
+            }
+            Polled::Records(_) | Polled::End { .. } => {}
+        }
+    }
+}
+
+/// A member stands still while retention takes what it has not read, then goes on where the log
+/// begins.
+async fn truncated_under_a_member(assignment: Assignment) {
+    let log = log("lagging").await;
+    let publisher = log.publisher();
+    log.fill(&publisher, 3_000).await;
+    let config = GroupConfig {
+        group: log.topic.clone(),
+        assignment,
+        ..GroupConfig::default()
+    };
+    let mut member = Member::join(&log, &config);
+    member.until(|owned| owned.len() == 3).await;
+    let high = log.reader().watermarks(&log.topic, 0).await.unwrap().high;
+    truncate(&log, 0, high - 5).await;
+    let reader = &member.reader;
+    let (sender, mut mailbox) = mpsc::channel(8);
+    let (other, mut others) = mpsc::channel(64);
+    reader.start(1, 0, other.clone());
+    let of_other = log.reader().watermarks(&log.topic, 1).await.unwrap().high;
+    take(&mut others, of_other as usize).await;
+    reader.start(0, 3, sender.clone());
+    let first = take_up(&mut mailbox, high - 5, || {
+        reader.start(0, high - 5, sender.clone());
+    });
+    assert_eq!(first.await, high - 5);
+    // The neighbour goes on where it was, or from where it is told.
+    log.fill(&publisher, 300).await;
+    let first = take_up(&mut others, of_other, || {
+        reader.start(1, of_other, other.clone());
+    });
+    assert_eq!(first.await, of_other);
+    member.leave().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_member_goes_on_behind_what_was_truncated() {
+    truncated_under_a_member(Assignment::Range).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_cooperative_member_goes_on_behind_what_was_truncated() {
+    truncated_under_a_member(Assignment::CooperativeSticky).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_follower_goes_on_behind_what_was_truncated() {
+    let log = log("behind").await;
+    let publisher = log.publisher();
+    log.fill(&publisher, 300).await;
+    let high = log.reader().watermarks(&log.topic, 0).await.unwrap().high;
+    truncate(&log, 0, high - 2).await;
+    let (sender, mut mailbox) = mpsc::channel(8);
+    let starts = [(0, 1), (1, 0)];
+    let fetch = FetchConfig::default();
+    let follower = Follower::spawn(&log.kafka, &fetch, &log.topic, &starts, &sender, None).unwrap();
+    let mut found = Vec::new();
+    while found.is_empty() {
+        let polled = tokio::time::timeout(Duration::from_secs(30), mailbox.recv()).await;
+        match polled.expect("it goes on").expect("the follower lives") {
+            (0, Polled::OutOfRange) => follower.seek(0, high - 2),
+            (0, Polled::Records(chunk)) => {
+                found.extend(chunk.iter().map(|record| record.offset));
+            }
+            _ => {}
+        }
+    }
+    assert_eq!(found[0], high - 2);
+    assert!(follower.close(Duration::from_secs(10)).await);
+}
+
+/// Anyone may write a header name that is not UTF-8, which Rust's own client cannot read.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_header_name_that_is_not_text_costs_the_headers_only() {
+    let log = log("names").await;
+    let publisher = log.publisher();
+    // SAFETY: librdkafka takes bytes, and the name goes nowhere else.
+    #[allow(unsafe_code, invalid_from_utf8_unchecked)]
+    let name = unsafe { std::str::from_utf8_unchecked(b"bad-\xff") };
+    let headers = [(name, &b"1"[..])];
+    for number in 0..3 {
+        let record = Record {
+            partition: Some(0),
+            headers: if number == 1 { &headers } else { &[] },
+            ..log.record(b"k", b"v")
+        };
+        publisher.send(record).await.unwrap();
+    }
+    let mut unreadable = Vec::new();
+    log.reader()
+        .read_range(&log.topic, 0, 0, 3, |chunk| {
+            unreadable.extend(chunk.iter().map(|record| {
+                assert_eq!(record.payload, Some(&b"v"[..]));
+                record.headers.is_unreadable()
+            }));
+        })
+        .await
+        .unwrap();
+    assert_eq!(unreadable, [false, true, false]);
+    let (sender, mut mailbox) = mpsc::channel(8);
+    let fetch = FetchConfig::default();
+    let follower =
+        Follower::spawn(&log.kafka, &fetch, &log.topic, &[(0, 0)], &sender, None).unwrap();
+    let mut records = 0;
+    while records < 3 {
+        let polled = tokio::time::timeout(Duration::from_secs(30), mailbox.recv()).await;
+        if let Polled::Records(chunk) = polled.expect("in time").expect("it lives").1 {
+            records += chunk.len();
+        }
+    }
     assert!(follower.close(Duration::from_secs(10)).await);
 }

@@ -1,0 +1,100 @@
+//! Questions to the broker on a thread that may block, given up soon after the asker has gone.
+
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+use rdkafka::{
+    error::{KafkaError as Native, KafkaResult},
+    types::RDKafkaErrorCode as Code,
+};
+
+use crate::KafkaError;
+
+/// Longest single wait inside librdkafka; a thread outlives its asker, and with it a shutdown, by no more.
+const STEP: Duration = Duration::from_secs(1);
+
+/// Lowered when the asker goes away.
+struct Asking(Arc<AtomicBool>);
+
+impl Drop for Asking {
+    fn drop(&mut self) {
+        self.0.store(false, Ordering::Release);
+    }
+}
+
+/// Asks until there is an answer, the time-out has passed, or the caller has dropped the future.
+pub(crate) async fn ask<T: Send + 'static>(
+    timeout: Duration,
+    question: impl Fn(Duration) -> KafkaResult<T> + Send + 'static,
+) -> Result<KafkaResult<T>, KafkaError> {
+    let wanted = Arc::new(AtomicBool::new(true));
+    let _asking = Asking(Arc::clone(&wanted));
+    let ask = move || {
+        let end = Instant::now() + timeout;
+        loop {
+            let left = end.saturating_duration_since(Instant::now());
+            let answer = question(left.min(STEP));
+            let again = matches!(&answer, Err(error) if is_timeout(error));
+            if !again || left <= STEP || !wanted.load(Ordering::Acquire) {
+                return answer;
+            }
+        }
+    };
+    tokio::task::spawn_blocking(ask)
+        .await
+        .map_err(|_| KafkaError::Closed)
+}
+
+fn is_timeout(error: &Native) -> bool {
+    matches!(
+        error.rdkafka_error_code(),
+        Some(Code::OperationTimedOut | Code::RequestTimedOut)
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn timed_out<T>() -> KafkaResult<T> {
+        Err(Native::MetadataFetch(Code::OperationTimedOut))
+    }
+
+    #[tokio::test]
+    async fn a_question_is_asked_until_its_time_is_over() {
+        let asked = Arc::new(AtomicBool::new(false));
+        let before = Arc::clone(&asked);
+        let answer = ask(Duration::from_secs(60), move |_| {
+            if before.swap(true, Ordering::AcqRel) {
+                Ok(7)
+            } else {
+                timed_out()
+            }
+        });
+        assert_eq!(answer.await.unwrap().unwrap(), 7);
+        assert!(
+            ask::<u8>(Duration::ZERO, |_| timed_out())
+                .await
+                .unwrap()
+                .is_err()
+        );
+    }
+
+    #[tokio::test]
+    async fn nobody_is_asked_for_who_has_gone() {
+        let (asks, mut asked) = tokio::sync::mpsc::unbounded_channel();
+        let asking = tokio::spawn(ask::<u8>(Duration::from_secs(3_600), move |_| {
+            let _ = asks.send(());
+            timed_out()
+        }));
+        asked.recv().await.unwrap();
+        asking.abort();
+        // The thread ends, and its end of the channel with it.
+        while asked.recv().await.is_some() {}
+    }
+}
