@@ -154,6 +154,21 @@ fn a_setting_that_is_not_known_is_an_error() {
 }
 
 #[test]
+fn memory_that_reaches_back_further_than_the_store_is_an_error() {
+    let mut config = Config::default();
+    assert!(config.check().is_ok());
+    config.view.recent_seconds = 3_601;
+    config.retention.second_hours = 1;
+    let error = config.check().expect_err("too long").to_string();
+    assert!(
+        error.contains("view.recent_seconds") && error.contains("retention.second_hours"),
+        "{error}"
+    );
+    config.retention.second_hours = 0;
+    assert!(config.check().is_ok(), "kept for ever");
+}
+
+#[test]
 fn a_password_in_the_stores_url_is_never_printed() {
     let set = [String::from(
         "store.url=postgres://streamgauge:hunter2@db/streamgauge",

@@ -2,228 +2,11 @@
 
 mod common;
 
-use std::{net::SocketAddr, path::Path, sync::Arc, time::Duration};
-
-use common::{Event, NOW_S, Oracle, batch, event};
+use common::{NOW_S, batch, running::*};
 use prost::Message;
 use serde_json::{Value, json};
-use streamgauge_analytics::{Config, Deps, Error, Listeners};
-use streamgauge_broker::{Broker, BrokerConfig};
-use streamgauge_kafka::{KafkaConfig, Publisher, PublisherConfig, Record};
-use streamgauge_lifecycle::{ManualClock, Shutdown};
-use streamgauge_proto::v1::{self, analytics_client::AnalyticsClient};
-use streamgauge_settings::SecretUrl;
-use streamgauge_telemetry::{FinishedSpans, Metrics, Telemetry, TraceContext};
-use tokio::task::JoinHandle;
-use tonic::transport::Channel;
-
-const PARTITIONS: i32 = 3;
-
-async fn broker(folder: &Path) -> Broker {
-    let broker = Broker::start(BrokerConfig {
-        data_dir: folder.join("log"),
-        listen: SocketAddr::from(([127, 0, 0, 1], 0)),
-        ..BrokerConfig::default()
-    });
-    broker.await.expect("a broker")
-}
-
-async fn topics(broker: &Broker) {
-    for topic in ["analytics-events", "metrics-data"] {
-        broker
-            .create_topic(topic, PARTITIONS)
-            .await
-            .expect("a topic");
-    }
-}
-
-fn config(folder: &Path, brokers: &str) -> Config {
-    let mut config = Config::default();
-    config.kafka = KafkaConfig {
-        brokers: String::from(brokers),
-        request_timeout_ms: 2_000,
-        ..config.kafka
-    };
-    config.store.url = SecretUrl::new(format!("sqlite:{}", folder.join("analytics.db").display()));
-    config.topics.wait_ms = 50;
-    config.topics.ends_interval_ms = 50;
-    config.checkpoint.interval_ms = 200;
-    config.shutdown_deadline_ms = 5_000;
-    config
-}
-
-/// A service under test.
-struct Analytics {
-    http: SocketAddr,
-    grpc: SocketAddr,
-    shutdown: Shutdown,
-    task: JoinHandle<Result<(), Error>>,
-    spans: FinishedSpans,
-    client: reqwest::Client,
-}
-
-impl Analytics {
-    async fn start(config: Config) -> Self {
-        let free = || tokio::net::TcpListener::bind("127.0.0.1:0");
-        let listeners = Listeners {
-            http: free().await.expect("a port"),
-            grpc: free().await.expect("a port"),
-        };
-        let (http, grpc) = (listeners.http.local_addr(), listeners.grpc.local_addr());
-        let (telemetry, spans) = Telemetry::in_memory();
-        let shutdown = Shutdown::new();
-        let deps = Deps {
-            metrics: Metrics::new("analytics"),
-            tracer: telemetry.tracer("analytics"),
-            clock: Arc::new(ManualClock::new(NOW_S * 1_000_000)),
-            shutdown: shutdown.clone(),
-        };
-        let task = tokio::spawn(streamgauge_analytics::run(config, listeners, deps));
-        Self {
-            http: http.expect("an address"),
-            grpc: grpc.expect("an address"),
-            shutdown,
-            task,
-            spans,
-            client: reqwest::Client::new(),
-        }
-    }
-
-    async fn get(&self, path: &str) -> (u16, Value) {
-        let url = format!("http://{}{path}", self.http);
-        let response = self.client.get(url).send().await.expect("an answer");
-        let status = response.status().as_u16();
-        let text = response.text().await.expect("a body");
-        (
-            status,
-            serde_json::from_str(&text).unwrap_or(Value::String(text)),
-        )
-    }
-
-    async fn answer(&self, path: &str) -> Value {
-        let (status, body) = self.get(path).await;
-        assert_eq!(status, 200, "{path}: {body}");
-        body
-    }
-
-    async fn calls(&self) -> AnalyticsClient<Channel> {
-        let endpoint = Channel::from_shared(format!("http://{}", self.grpc)).expect("an address");
-        AnalyticsClient::new(endpoint.connect().await.expect("connected"))
-    }
-
-    /// Waits until as many source offsets are accounted for.
-    async fn until_head(&self, head: i64) {
-        until(|| async { self.get("/v1/ledger").await.1["total"]["head"] == head }).await;
-    }
-
-    async fn metric(&self, line: &str) -> Option<f64> {
-        let (_, body) = self.get("/metrics").await;
-        let text = body.as_str()?;
-        let found = text
-            .lines()
-            .find_map(|found| found.strip_prefix(line)?.strip_prefix(' '))?;
-        found.split(' ').next()?.parse().ok()
-    }
-
-    async fn stop(self) {
-        self.shutdown.trigger();
-        self.task.await.expect("no panic").expect("a clean end");
-    }
-}
-
-async fn until<F: Future<Output = bool>>(mut holds: impl FnMut() -> F) {
-    let waiting = async {
-        while !holds().await {
-            tokio::time::sleep(Duration::from_millis(10)).await;
-        }
-    };
-    tokio::time::timeout(Duration::from_secs(20), waiting)
-        .await
-        .expect("the condition holds in time");
-}
-
-/// Writes to the log as the consumer does.
-struct Writer {
-    publisher: Publisher,
-    heads: [i64; PARTITIONS as usize],
-    oracle: Oracle,
-}
-
-impl Writer {
-    fn new(brokers: &str) -> Self {
-        let kafka = KafkaConfig {
-            brokers: String::from(brokers),
-            ..KafkaConfig::default()
-        };
-        let publisher =
-            Publisher::new(&kafka, &PublisherConfig::default(), None).expect("a publisher");
-        Self {
-            publisher,
-            heads: [0; PARTITIONS as usize],
-            oracle: Oracle::default(),
-        }
-    }
-
-    async fn raw(&self, partition: i32, payload: &[u8]) {
-        let record = Record {
-            topic: "metrics-data",
-            partition: Some(partition),
-            key: None,
-            payload: Some(payload),
-            timestamp_ms: None,
-            headers: &[],
-        };
-        self.publisher.send(record).await.expect("written");
-    }
-
-    async fn valid(
-        &mut self,
-        partition: i32,
-        events: Vec<Event>,
-        traces: Vec<TraceContext>,
-    ) -> Vec<u8> {
-        let head = &mut self.heads[partition as usize];
-        let mut batch = batch(*head, &events);
-        *head = batch.to;
-        batch.traces = traces
-            .iter()
-            .map(|trace| trace.to_bytes().to_vec().into())
-            .collect();
-        let payload = batch.encode_to_vec();
-        self.raw(partition, &payload).await;
-        self.oracle.0.extend(events);
-        payload
-    }
-
-    /// The events themselves, so that the source topic ends where the chain does.
-    async fn source(&self) {
-        for (partition, head) in self.heads.iter().enumerate() {
-            let mut batch = self.publisher.batch();
-            for _ in 0..*head {
-                batch.push(Record {
-                    topic: "analytics-events",
-                    partition: Some(partition as i32),
-                    key: None,
-                    payload: Some(b"an event"),
-                    timestamp_ms: None,
-                    headers: &[],
-                });
-            }
-            assert!(batch.finish().await.failed.is_empty());
-        }
-    }
-
-    fn total(&self) -> i64 {
-        self.heads.iter().sum()
-    }
-}
-
-fn some_events(start: i64, count: u32) -> Vec<Event> {
-    let value = |n: u32| (n % 2 == 0).then_some(f64::from(n));
-    (0..count)
-        .map(|n| event(start + i64::from(n % 90), n % 23, n % 7, value(n)))
-        .collect()
-}
+use streamgauge_proto::v1;
+use streamgauge_telemetry::TraceContext;
 
 #[tokio::test(flavor = "multi_thread")]
 async fn batches_become_answers_exactly_once() {
@@ -603,29 +386,6 @@ async fn a_sampled_event_keeps_its_trace_and_changes_are_told() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn it_waits_for_the_log_and_says_so() {
-    let folder = tempfile::tempdir().expect("a folder");
-    let broker = broker(folder.path()).await;
-    let analytics = Analytics::start(config(folder.path(), &broker.bootstrap())).await;
-    until(|| async {
-        let (status, body) = analytics.get("/health").await;
-        let conditions = body["conditions"].as_array().cloned().unwrap_or_default();
-        status == 503
-            && conditions.iter().any(|condition| {
-                condition["detail"]
-                    .as_str()
-                    .is_some_and(|detail| detail.contains("metrics-data"))
-            })
-    })
-    .await;
-    // Queries are answered, with nothing.
-    assert_eq!(analytics.answer("/v1/ledger").await["total"]["head"], 0);
-    topics(&broker).await;
-    until(|| async { analytics.get("/readyz").await.0 == 200 }).await;
-    analytics.stop().await;
-}
-
-#[tokio::test(flavor = "multi_thread")]
 async fn topics_that_do_not_fit_are_an_error_with_both_counts() {
     let folder = tempfile::tempdir().expect("a folder");
     let broker = broker(folder.path()).await;
@@ -689,5 +449,37 @@ async fn the_lag_of_the_consumer_is_told_from_outside_and_idle_partitions_do_not
         .await["info"]
         .clone();
     assert_eq!(info["final"], true);
+    analytics.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_event_in_the_source_alone_holds_the_watermark() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let broker = broker(folder.path()).await;
+    topics(&broker).await;
+    let mut writer = Writer::new(&broker.bootstrap());
+    let analytics = Analytics::start(config(folder.path(), &broker.bootstrap())).await;
+    writer.valid(0, some_events(NOW_S - 300, 10), vec![]).await;
+    writer.source().await;
+    analytics.until_head(10).await;
+    let watermark =
+        || async { analytics.answer("/v1/top?last=1h").await["info"]["watermark"].clone() };
+    until(|| async { watermark().await.is_string() }).await;
+    let before = watermark().await;
+    // Partition 1 was idle until now; its consumer is behind.
+    let heads = writer.heads;
+    writer.heads = [0, 4, 0];
+    writer.source().await;
+    writer.heads = heads;
+    until(|| async { analytics.answer("/v1/ledger").await["total"]["source_end"] == 14 }).await;
+    writer.valid(0, some_events(NOW_S - 100, 10), vec![]).await;
+    analytics.until_head(20).await;
+    let path = format!("/v1/top?from={}&to={}", NOW_S - 150, NOW_S - 98);
+    assert_eq!(analytics.answer(&path).await["info"]["final"], false);
+    assert_eq!(watermark().await, before);
+    // It has caught up: what partition 0 brought is final.
+    writer.valid(1, some_events(NOW_S - 90, 4), vec![]).await;
+    analytics.until_head(24).await;
+    until(|| async { analytics.answer(&path).await["info"]["final"] == true }).await;
     analytics.stop().await;
 }

@@ -1,6 +1,9 @@
 //! What the tests share: batches made from events, stores of both kinds, and an instance without Kafka.
 #![allow(dead_code, reason = "each test uses a part of it")]
 
+pub mod faulty;
+pub mod running;
+
 use std::{
     collections::{BTreeMap, BTreeSet},
     sync::{
