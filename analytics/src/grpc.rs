@@ -60,7 +60,8 @@ impl Door {
             &[SERVICE_NAME],
             &[FILE_DESCRIPTOR_SET],
             self.shutdown.clone(),
-        )?;
+        )
+        .await?;
         let calls = self.config.concurrency_per_connection_max.max(1);
         let analytics = AnalyticsServer::new(Calls(self.shared))
             .max_decoding_message_size(self.config.request_kib_max.saturating_mul(1024));
