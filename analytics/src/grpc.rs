@@ -65,7 +65,8 @@ impl Door {
             &[SERVICE_NAME],
             &[FILE_DESCRIPTOR_SET],
             self.shutdown.clone(),
-        )?;
+        )
+        .await?;
         let calls = self.config.concurrency_per_connection_max.max(1);
         let limit = Duration::from_millis(self.config.request_timeout_ms);
         let shared = self.shared;

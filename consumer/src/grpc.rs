@@ -78,7 +78,7 @@ pub async fn serve(
     deadline: Duration,
 ) -> Result<(), Error> {
     let descriptors = [FILE_DESCRIPTOR_SET];
-    let ops = GrpcOps::start(health, &[SERVICE_NAME], &descriptors, shutdown.clone())?;
+    let ops = GrpcOps::start(health, &[SERVICE_NAME], &descriptors, shutdown.clone()).await?;
     let control = ConsumerControlServer::new(control)
         .max_decoding_message_size(config.request_kib_max.saturating_mul(1024));
     let server = Server::builder()

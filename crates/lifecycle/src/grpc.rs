@@ -35,7 +35,7 @@ impl GrpcOps {
     /// The health service says of every one of `services`, and of the server as a whole, what readiness says. From
     /// the shutdown on it knows none of them, which ends the watches on them: a graceful end waits for every stream,
     /// and a watch never ends by itself.
-    pub fn start(
+    pub async fn start(
         health: Health,
         services: &[&'static str],
         descriptors: &[&'static [u8]],
@@ -52,8 +52,12 @@ impl GrpcOps {
         let routes = Routes::new(service)
             .add_service(reflection().build_v1()?)
             .add_service(reflection().build_v1alpha()?);
-        let names = std::iter::once("").chain(services.iter().copied());
-        let reporting = report(reporter, names.collect(), health, shutdown);
+        let names: Vec<_> = std::iter::once("")
+            .chain(services.iter().copied())
+            .collect();
+        // Before anybody can ask: the health service takes a server of which nothing was said for a serving one.
+        report(&reporter, &names, status(health.ready())).await;
+        let reporting = follow(reporter, names, health, shutdown);
         Ok(GrpcOps {
             routes,
             reporting: tokio::spawn(reporting),
@@ -94,7 +98,21 @@ impl GrpcOps {
     }
 }
 
-async fn report(
+fn status(ready: bool) -> ServingStatus {
+    if ready {
+        ServingStatus::Serving
+    } else {
+        ServingStatus::NotServing
+    }
+}
+
+async fn report(reporter: &HealthReporter, names: &[&'static str], status: ServingStatus) {
+    for name in names {
+        reporter.set_service_status(name, status).await;
+    }
+}
+
+async fn follow(
     mut reporter: HealthReporter,
     names: Vec<&'static str>,
     health: Health,
@@ -102,24 +120,16 @@ async fn report(
 ) {
     let mut ready = health.subscribe();
     while !shutdown.is_triggered() {
-        let status = if *ready.borrow_and_update() {
-            ServingStatus::Serving
-        } else {
-            ServingStatus::NotServing
-        };
-        for name in &names {
-            reporter.set_service_status(name, status).await;
-        }
+        let status = status(*ready.borrow_and_update());
+        report(&reporter, &names, status).await;
         tokio::select! {
             changed = ready.changed() => if changed.is_err() { break },
             () = shutdown.triggered() => {}
         }
     }
+    // A watch gives this last word and ends.
+    report(&reporter, &names, ServingStatus::NotServing).await;
     for name in &names {
-        // A watch gives this last word and ends.
-        reporter
-            .set_service_status(name, ServingStatus::NotServing)
-            .await;
         reporter.clear_service_status(name).await;
     }
 }

@@ -58,7 +58,7 @@ pub async fn serve(
 ) -> Result<(), Error> {
     let (shutdown, config) = (shared.shutdown.clone(), shared.config.clone());
     let descriptors = [FILE_DESCRIPTOR_SET];
-    let ops = GrpcOps::start(health, &[SERVICE_NAME], &descriptors, shutdown.clone())?;
+    let ops = GrpcOps::start(health, &[SERVICE_NAME], &descriptors, shutdown.clone()).await?;
     let keepalive = Duration::from_millis(config.keepalive_interval_ms.max(1));
     let patience = Duration::from_millis(config.keepalive_timeout_ms.max(1));
     let silence = keepalive + patience;
