@@ -89,17 +89,17 @@ impl OwnerView {
 
     fn status(&self, partition: i32, now_us: i64) -> v1::PartitionStatus {
         let (lag_records, lag_seconds) = self.lag(now_us).unwrap_or_default();
+        let paused = self.is_paused();
         let state = self.inner.state.lock();
         let Some(progress) = state.progress else {
             return v1::PartitionStatus {
                 partition,
-                state: String::from("recovering"),
+                state: String::from(if paused { "paused" } else { "recovering" }),
                 committed: -1,
                 last_error: state.last_error.clone(),
                 ..v1::PartitionStatus::default()
             };
         };
-        let paused = self.is_paused();
         v1::PartitionStatus {
             partition,
             state: String::from(if paused {

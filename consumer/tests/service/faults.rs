@@ -87,7 +87,7 @@ async fn a_record_that_no_dead_letter_can_hold_does_not_stop_its_partition() {
     let consumer = Consumer::start(config).await;
     let (long, garbage) = (vec![b'x'; 7_000], vec![0xff; 9_000]);
     // SAFETY: librdkafka takes bytes, and the name goes nowhere else.
-    #[allow(unsafe_code)]
+    #[allow(unsafe_code, invalid_from_utf8_unchecked)]
     let name = unsafe { std::str::from_utf8_unchecked(&[b'n', 0xff]) };
     let cases: [(&[u8], &[u8], (&str, &[u8])); 4] = [
         (b"value", &garbage, ("a", b"kept")),

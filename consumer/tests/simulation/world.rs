@@ -452,8 +452,13 @@ impl World {
             return self.bounds(place, ticket);
         }
         // A defect of a client: it leaves something out, or breaks off; never twice in a row.
-        let flaw = (!self.calm && !self.owners[place].flawed && self.random.percent(8))
-            .then(|| (self.random.below((to - from).cast_unsigned()).cast_signed() + from, self.random.percent(50)));
+        let flaw =
+            (!self.calm && !self.owners[place].flawed && self.random.percent(8)).then(|| {
+                (
+                    self.random.below((to - from).cast_unsigned()).cast_signed() + from,
+                    self.random.percent(50),
+                )
+            });
         let (low, high) = (self.deltas_low, self.deltas.len() as i64);
         let owner = &mut self.owners[place];
         owner.flawed = flaw.is_some();
