@@ -135,6 +135,7 @@ impl<'a> Session<'a> {
     async fn receive(&mut self, first: (i32, FromLog)) -> Result<(), Ended> {
         let bounds = &self.parts.config.apply;
         let mut polled = Polled::default();
+        let mut at_end = Vec::new();
         let mut next = Some(first);
         while let Some((partition, item)) = next {
             match item {
@@ -142,7 +143,10 @@ impl<'a> Session<'a> {
                     self.idle.read(partition);
                     polled.push(&chunk);
                 }
-                FromLog::End { .. } => self.idle.reached_end(partition),
+                FromLog::End { .. } => {
+                    self.idle.reached_end(partition);
+                    at_end.push(partition);
+                }
                 FromLog::OutOfRange => self.range.needed(),
             }
             let is_full = polled.records() >= bounds.batches_max
@@ -154,10 +158,13 @@ impl<'a> Session<'a> {
             };
         }
         if polled.records() > 0 {
-            self.apply(polled).await
-        } else {
-            Ok(())
+            self.apply(polled).await?;
         }
+        // Only now: what was read before the end belongs to the gap.
+        at_end
+            .into_iter()
+            .for_each(|partition| self.fold.close_gap(partition));
+        Ok(())
     }
 
     async fn apply(&mut self, polled: Polled) -> Result<(), Ended> {

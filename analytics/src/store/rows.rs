@@ -10,7 +10,7 @@ use super::BucketRow;
 use crate::view::{CellValue, ChainRow, Parts};
 
 /// The numbers of a chain row after the partition, in the order of the table's columns.
-pub(super) fn chain_values(row: &ChainRow) -> [i64; 13] {
+pub(super) fn chain_values(row: &ChainRow) -> [i64; 14] {
     let (ledger, outcomes) = (&row.ledger, row.ledger.outcomes());
     [
         ledger.base(),
@@ -26,6 +26,7 @@ pub(super) fn chain_values(row: &ChainRow) -> [i64; 13] {
         stored(ledger.void_batches()),
         row.watermark_us,
         row.as_of_us,
+        i64::from(row.gap),
     ]
 }
 
@@ -69,6 +70,7 @@ where
         delta_position: signed("delta_position")?,
         watermark_us: signed("watermark_us")?,
         as_of_us: signed("as_of_us")?,
+        gap: signed("gap")? != 0,
     })
 }
 

@@ -14,12 +14,18 @@ pub(super) fn sqlite_rows() -> Migrator {
 
 /// SQLite: the chains and the deltas.
 pub(super) fn sqlite_deltas() -> Migrator {
-    migrator(&[(1, "deltas", include_str!("migrations/sqlite_deltas_1.sql"))])
+    migrator(&[
+        (1, "deltas", include_str!("migrations/sqlite_deltas_1.sql")),
+        (2, "gap", include_str!("migrations/sqlite_deltas_2.sql")),
+    ])
 }
 
 /// PostgreSQL: all tables.
 pub(super) fn postgres() -> Migrator {
-    migrator(&[(1, "start", include_str!("migrations/postgres_1.sql"))])
+    migrator(&[
+        (1, "start", include_str!("migrations/postgres_1.sql")),
+        (2, "gap", include_str!("migrations/postgres_2.sql")),
+    ])
 }
 
 fn migrator(migrations: &[(i64, &'static str, &'static str)]) -> Migrator {

@@ -92,11 +92,11 @@ async fn swap_chain(
 ) -> Result<bool, sqlx::Error> {
     let is_first = before.delta_position == 0;
     let sql = if is_first {
-        "INSERT INTO chain VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14) ON CONFLICT DO NOTHING"
+        "INSERT INTO chain VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15) ON CONFLICT DO NOTHING"
     } else {
         "UPDATE chain SET base = $2, head = $3, delta_position = $4, counted = $5, duplicate = $6, late = $7, \
          dead_lettered = $8, missing = $9, no_record = $10, valid_batches = $11, void_batches = $12, \
-         watermark_us = $13, as_of_us = $14 WHERE partition = $1 AND delta_position = $15 AND head = $16"
+         watermark_us = $13, as_of_us = $14, gap = $15 WHERE partition = $1 AND delta_position = $16 AND head = $17"
     };
     let mut statement = query(sql).bind(after.partition);
     for value in rows::chain_values(after) {

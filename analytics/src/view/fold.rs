@@ -111,6 +111,13 @@ impl Fold {
         self.view.chains.insert(row.partition, row);
     }
 
+    /// The log was read to its end: what follows goes on from there.
+    pub fn close_gap(&mut self, partition: i32) {
+        if let Some(row) = self.view.chains.get_mut(&partition) {
+            row.gap = false;
+        }
+    }
+
     /// Sets the ends of the source partitions.
     pub fn set_source_ends(&mut self, ends: BTreeMap<i32, i64>) {
         self.view.source_ends = ends;

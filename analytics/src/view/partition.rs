@@ -3,7 +3,7 @@
 //! Pure. Two instances that read the same log from the same row reach the same row, record by record; that is what
 //! lets the store accept either's write and refuse the other's.
 
-use streamgauge_chain::{Ledger, Outcomes, Range};
+use streamgauge_chain::{Chain, Ledger, Outcomes, Range, Step};
 
 /// A partition's chain as the store keeps it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -18,6 +18,8 @@ pub struct ChainRow {
     pub watermark_us: i64,
     /// The clock when the latest valid batch was applied, microseconds.
     pub as_of_us: i64,
+    /// Whether records that were due are gone, and the end of the log was not reached since.
+    pub gap: bool,
 }
 
 /// What is to be done with a record of `metrics-data`.
@@ -30,8 +32,7 @@ pub enum Judged {
     },
     /// It counts for nobody.
     Void,
-    /// Retention removed records before this one, and this one does not tell where the chain goes on: it is passed
-    /// over without moving the row, so that a restart still sees the gap.
+    /// It counts for nobody, and does not tell where the chain goes on behind the gap.
     Held,
 }
 
@@ -47,12 +48,20 @@ impl ChainRow {
             delta_position: 0,
             watermark_us: 0,
             as_of_us: 0,
+            gap: false,
         }
     }
 
-    /// Takes the record at `offset` in: judges it and moves the row accordingly.
+    /// Takes the record at `offset` in: judges it by the chain's rule and moves the row accordingly. A gap is kept with the
+    /// row, so that it makes no difference where a reader starts.
     pub fn take(&mut self, offset: i64, offered: Offered) -> Judged {
-        let judged = judge(self, offset, offered);
+        let gap = self.gap || offset > self.delta_position;
+        let range = offered.map(|(range, _)| range);
+        let judged = match Chain::at(self.ledger.head()).step(range, gap) {
+            Step::Valid { hole } => Judged::Valid { hole },
+            Step::Void => Judged::Void,
+            Step::Held => Judged::Held,
+        };
         match (judged, offered) {
             (Judged::Valid { hole }, Some((range, outcomes))) => {
                 if hole > 0 {
@@ -60,10 +69,9 @@ impl ChainRow {
                 }
                 self.ledger.offer(range, outcomes);
             }
-            (Judged::Void | Judged::Valid { .. }, _) => self.count_void(),
-            (Judged::Held, _) => return judged,
+            _ => self.count_void(),
         }
-        self.delta_position = offset + 1;
+        (self.gap, self.delta_position) = (gap, offset + 1);
         judged
     }
 
@@ -81,21 +89,6 @@ impl ChainRow {
         let (valid, void) = (ledger.valid_batches(), ledger.void_batches() + 1);
         self.ledger =
             Ledger::restored(ledger.base(), ledger.head(), ledger.outcomes(), valid, void);
-    }
-}
-
-/// The rule. A batch that continues the chain is valid. Where the log has a gap before the record, which retention alone
-/// leaves, the first batch that starts beyond the head is taken as the continuation. Everything else is void.
-fn judge(row: &ChainRow, offset: i64, offered: Offered) -> Judged {
-    let head = row.ledger.head();
-    let gap = offset > row.delta_position;
-    match offered.map(|(range, _)| range) {
-        Some(range) if range.from() == head => Judged::Valid { hole: 0 },
-        Some(range) if gap && range.from() > head => Judged::Valid {
-            hole: (range.from() - head) as u64,
-        },
-        _ if gap => Judged::Held,
-        _ => Judged::Void,
     }
 }
 
@@ -136,16 +129,19 @@ mod tests {
     }
 
     #[test]
-    fn a_hole_is_counted_as_missing_and_never_forgotten() {
+    fn a_hole_is_counted_as_missing() {
         let mut row = ChainRow::new(0);
         row.take(0, batch(0, 10));
-        let before = row;
         assert_eq!(row.take(50, None), Judged::Held);
         assert_eq!(row.take(51, batch(3, 7)), Judged::Held);
-        assert_eq!(row, before, "a restart still sees the gap");
-        assert_eq!(row.take(52, batch(100, 110)), Judged::Valid { hole: 90 });
-        assert_eq!(row.ledger.outcomes().missing, 90);
-        assert_eq!((row.ledger.head(), row.delta_position), (110, 53));
+        assert_eq!(row.ledger.head(), 10);
+        // Void in truth, as the next one tells: the gap is open until the log was read to its end.
+        assert_eq!(row.take(52, batch(30, 40)), Judged::Valid { hole: 20 });
+        assert_eq!(row.take(53, batch(100, 110)), Judged::Valid { hole: 60 });
+        assert_eq!(row.ledger.outcomes().missing, 80);
+        assert_eq!((row.ledger.head(), row.delta_position), (110, 54));
+        row.gap = false;
+        assert_eq!(row.take(54, batch(200, 210)), Judged::Void);
         assert_eq!(row.ledger.imbalance(), 0);
     }
 
