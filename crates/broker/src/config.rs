@@ -262,6 +262,25 @@ mod tests {
         assert_eq!(config, back);
     }
 
+    /// Each setting stands in the example file with its default. Its plain
+    /// `key = value` lines are also JSON once quoted as such.
+    #[test]
+    fn the_example_file_shows_every_setting_with_its_default() {
+        let example = include_str!("../broker.example.toml");
+        let settings = example
+            .lines()
+            .filter(|line| !line.starts_with('#'))
+            .filter_map(|line| line.split_once(" = "))
+            .map(|(key, value)| format!("\"{key}\": {value}"));
+        let json = format!("{{{}}}", settings.collect::<Vec<_>>().join(","));
+        let shown: BrokerConfig = serde_json::from_str(&json).unwrap();
+        assert_eq!(shown, BrokerConfig::default());
+        let all = serde_json::to_value(BrokerConfig::default()).unwrap();
+        for key in all.as_object().unwrap().keys() {
+            assert!(example.contains(&format!("{key} = ")), "{key}");
+        }
+    }
+
     #[test]
     fn an_unknown_setting_is_refused() {
         let error = serde_json::from_str::<BrokerConfig>(r#"{"segment_byte": 1}"#).unwrap_err();

@@ -8,16 +8,22 @@ use std::path::Path;
 /// Replaces `path` with `bytes` so that a crash leaves the old or the new
 /// content, never a mix.
 pub fn write_atomic(path: &Path, bytes: &[u8]) -> io::Result<()> {
-    let aside = path.with_extension("tmp");
-    let mut file = File::create(&aside)?;
-    file.write_all(bytes)?;
-    file.sync_all()?;
-    drop(file);
-    fs::rename(&aside, path)?;
+    replace(path, bytes)?;
     match path.parent() {
         Some(parent) => sync_dir(parent),
         None => Ok(()),
     }
+}
+
+/// Replaces `path` and gives the new file, open for writing. A power cut may
+/// bring the old one back until the folder is synced.
+pub fn replace(path: &Path, bytes: &[u8]) -> io::Result<File> {
+    let aside = path.with_extension("tmp");
+    let mut file = File::create(&aside)?;
+    file.write_all(bytes)?;
+    file.sync_all()?;
+    fs::rename(&aside, path)?;
+    Ok(file)
 }
 
 /// Makes renames, creations and removals inside `dir` durable.

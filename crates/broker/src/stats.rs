@@ -35,6 +35,9 @@ pub struct PartitionStats {
     pub size_bytes: u64,
     /// What the last start cut off because it was torn or damaged.
     pub recovery_cut_bytes: u64,
+    /// How much of that is kept in `*.damaged` files beside the log: sound
+    /// records may stand in it. Anything but 0 wants a look.
+    pub recovery_set_aside_bytes: u64,
 }
 
 #[derive(Debug, Default)]

@@ -5,12 +5,14 @@
 use std::collections::BTreeMap;
 use std::fs;
 use std::io;
+use std::panic::resume_unwind;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use parking_lot::{Mutex, RwLock};
 use serde::{Deserialize, Serialize};
-use tracing::info;
+use tracing::{info, warn};
 use uuid::Uuid;
 
 use crate::config::{BrokerConfig, Fsync};
@@ -37,10 +39,40 @@ struct Description {
     configs: BTreeMap<String, String>,
 }
 
+/// A partition's folder and settings.
+type Log = (PathBuf, LogSettings);
+
+/// A topic on disk whose logs are not open yet.
+struct Found {
+    name: String,
+    dir: PathBuf,
+    settings: LogSettings,
+    description: Description,
+}
+
+impl Found {
+    fn logs(&self) -> impl Iterator<Item = Log> {
+        let indexes = 0..self.description.partitions;
+        indexes.map(|index| (self.dir.join(index.to_string()), self.settings.clone()))
+    }
+
+    /// Takes its partitions off those opened.
+    fn with_logs(self, opened: &mut impl Iterator<Item = Arc<Partition>>) -> Topic {
+        let count = usize::try_from(self.description.partitions).unwrap_or(0);
+        Topic {
+            name: self.name,
+            id: self.description.id,
+            partitions: opened.take(count).collect(),
+            configs: self.description.configs,
+        }
+    }
+}
+
 pub struct Topics {
     root: PathBuf,
     defaults: LogSettings,
     max_partitions: usize,
+    recovery_threads: usize,
     by_name: RwLock<BTreeMap<String, Arc<Topic>>>,
     /// Held while a topic is created or deleted.
     change: Mutex<()>,
@@ -54,9 +86,11 @@ impl Topics {
             root: root.to_path_buf(),
             defaults: default_settings(config),
             max_partitions: config.max_partitions,
+            recovery_threads: config.recovery_threads,
             by_name: RwLock::default(),
             change: Mutex::default(),
         };
+        let mut found = Vec::new();
         let entries = fs::read_dir(root).map_err(BrokerError::storage("reading", root))?;
         for entry in entries {
             let entry = entry.map_err(BrokerError::storage("reading", root))?;
@@ -66,13 +100,19 @@ impl Topics {
                     .map_err(BrokerError::storage("removing", &entry.path()))?;
                 continue;
             }
-            let topic = topics.open_topic(&name, &entry.path())?;
-            topics.by_name.write().insert(name, Arc::new(topic));
+            found.push(topics.describe(&name, &entry.path())?);
+        }
+        let logs: Vec<Log> = found.iter().flat_map(Found::logs).collect();
+        let mut logs = open_logs(&logs, topics.recovery_threads)?.into_iter();
+        for topic in found {
+            let topic = topic.with_logs(&mut logs);
+            let mut by_name = topics.by_name.write();
+            by_name.insert(topic.name.clone(), Arc::new(topic));
         }
         Ok(topics)
     }
 
-    fn open_topic(&self, name: &str, dir: &Path) -> Result<Topic, BrokerError> {
+    fn describe(&self, name: &str, dir: &Path) -> Result<Found, BrokerError> {
         let path = dir.join(DESCRIPTION_FILE);
         let text = fs::read(&path).map_err(BrokerError::storage("reading", &path))?;
         let description: Description =
@@ -80,21 +120,19 @@ impl Topics {
                 path: path.clone(),
                 reason: error.to_string(),
             })?;
-        let settings = topic_settings(&self.defaults, &description.configs)?;
-        let partitions = (0..description.partitions)
-            .map(|index| {
-                let dir = dir.join(index.to_string());
-                Partition::open(&dir, settings.clone())
-                    .map(Arc::new)
-                    .map_err(BrokerError::storage("opening", &dir))
-            })
-            .collect::<Result<Vec<_>, _>>()?;
-        Ok(Topic {
+        Ok(Found {
             name: name.to_owned(),
-            id: description.id,
-            partitions,
-            configs: description.configs,
+            dir: dir.to_path_buf(),
+            settings: topic_settings(&self.defaults, &description.configs)?,
+            description,
         })
+    }
+
+    fn open_topic(&self, name: &str, dir: &Path) -> Result<Topic, BrokerError> {
+        let found = self.describe(name, dir)?;
+        let logs: Vec<Log> = found.logs().collect();
+        let mut logs = open_logs(&logs, self.recovery_threads)?.into_iter();
+        Ok(found.with_logs(&mut logs))
     }
 
     pub fn get(&self, name: &str) -> Option<Arc<Topic>> {
@@ -166,12 +204,19 @@ impl Topics {
             configs,
         };
         let dir = self.root.join(name);
-        let aside = self.root.join(format!("{ASIDE_PREFIX}{}", Uuid::new_v4()));
-        prepare_folder(&aside, &description)
-            .and_then(|()| fs::rename(&aside, &dir))
-            .and_then(|()| durable::sync_dir(&self.root))
-            .map_err(BrokerError::storage("creating", &dir))?;
-        let topic = Arc::new(self.open_topic(name, &dir)?);
+        // What an earlier attempt could not clear away.
+        self.clear_away(&dir)
+            .map_err(BrokerError::storage("clearing", &dir))?;
+        let topic = match self.make(name, &dir, &description) {
+            Ok(topic) => Arc::new(topic),
+            Err(error) => {
+                // The name stays free, now and after a restart.
+                if let Err(error) = self.clear_away(&dir) {
+                    warn!(topic = name, %error, "clearing a half-made topic away failed");
+                }
+                return Err(error);
+            }
+        };
         self.by_name
             .write()
             .insert(name.to_owned(), Arc::clone(&topic));
@@ -179,11 +224,40 @@ impl Topics {
         Ok(topic)
     }
 
+    fn make(
+        &self,
+        name: &str,
+        dir: &Path,
+        description: &Description,
+    ) -> Result<Topic, BrokerError> {
+        let aside = self.aside();
+        prepare_folder(&aside, description)
+            .and_then(|()| fs::rename(&aside, dir))
+            .and_then(|()| durable::sync_dir(&self.root))
+            .map_err(BrokerError::storage("creating", dir))?;
+        self.open_topic(name, dir)
+    }
+
+    /// A name that no topic can have; what it stands for goes at the next start.
+    fn aside(&self) -> PathBuf {
+        self.root.join(format!("{ASIDE_PREFIX}{}", Uuid::new_v4()))
+    }
+
+    /// Removes a folder that no known topic owns, all or nothing.
+    fn clear_away(&self, dir: &Path) -> io::Result<()> {
+        let aside = self.aside();
+        match fs::rename(dir, &aside) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+            renamed => renamed?,
+        }
+        durable::sync_dir(&self.root)?;
+        fs::remove_dir_all(&aside)
+    }
+
     /// Deletes a topic and all its records.
     pub fn delete(&self, name: &str) -> Result<Arc<Topic>, BrokerError> {
         let _change = self.change.lock();
-        let removed = self.by_name.write().remove(name);
-        let Some(topic) = removed else {
+        let Some(topic) = self.get(name) else {
             return Err(BrokerError::UnknownTopic {
                 name: name.to_owned(),
             });
@@ -192,14 +266,43 @@ impl Topics {
             partition.mark_closed();
         }
         let dir = self.root.join(name);
-        let aside = self.root.join(format!("{ASIDE_PREFIX}{}", Uuid::new_v4()));
-        fs::rename(&dir, &aside)
-            .and_then(|()| durable::sync_dir(&self.root))
-            .and_then(|()| fs::remove_dir_all(&aside))
-            .map_err(BrokerError::storage("deleting", &dir))?;
+        let cleared = self.clear_away(&dir);
+        // A folder that could not be moved keeps its topic, to be deleted again.
+        if !dir.exists() {
+            self.by_name.write().remove(name);
+        }
+        cleared.map_err(BrokerError::storage("deleting", &dir))?;
         info!(topic = name, "deleted a topic");
         Ok(topic)
     }
+}
+
+/// Opens logs in their order, several at a time: after a crash each has to be
+/// scanned.
+fn open_logs(logs: &[Log], threads: usize) -> Result<Vec<Arc<Partition>>, BrokerError> {
+    let next = AtomicUsize::new(0);
+    let open_some = || {
+        let mut opened = Vec::new();
+        loop {
+            let at = next.fetch_add(1, Ordering::Relaxed);
+            let Some((dir, settings)) = logs.get(at) else {
+                return opened;
+            };
+            let log = Partition::open(dir, settings.clone()).map(Arc::new);
+            opened.push((at, log.map_err(BrokerError::storage("opening", dir))));
+        }
+    };
+    let mut opened = std::thread::scope(|scope| {
+        let count = threads.min(logs.len());
+        let workers: Vec<_> = (0..count).map(|_| scope.spawn(open_some)).collect();
+        let mut opened = Vec::with_capacity(logs.len());
+        for worker in workers {
+            opened.extend(worker.join().unwrap_or_else(|panic| resume_unwind(panic)));
+        }
+        opened
+    });
+    opened.sort_unstable_by_key(|(at, _)| *at);
+    opened.into_iter().map(|(_, log)| log).collect()
 }
 
 fn prepare_folder(dir: &Path, description: &Description) -> io::Result<()> {
@@ -313,6 +416,58 @@ mod tests {
         fs::create_dir(dir.path().join("~half-made")).unwrap();
         assert!(open(dir.path()).all().is_empty());
         assert!(!dir.path().join("~half-made").exists());
+    }
+
+    #[test]
+    fn what_a_failed_attempt_left_behind_does_not_keep_the_name() {
+        let dir = tempfile::tempdir().unwrap();
+        let topics = open(dir.path());
+        let left = dir.path().join("again");
+        fs::create_dir(&left).unwrap();
+        fs::write(left.join("half"), b"made").unwrap();
+        let topic = topics.create("again", 2, BTreeMap::new()).unwrap();
+        assert!(!left.join("half").exists());
+        drop(topics);
+        assert_eq!(open(dir.path()).get("again").unwrap().id, topic.id);
+    }
+
+    #[test]
+    fn a_topic_that_could_not_be_opened_leaves_its_name_free() {
+        let dir = tempfile::tempdir().unwrap();
+        let topics = open(dir.path());
+        // Its folder can be made, but its settings cannot be used.
+        let half = Description {
+            id: Uuid::new_v4(),
+            partitions: 1,
+            configs: BTreeMap::from([("no".to_owned(), "such".to_owned())]),
+        };
+        topics
+            .make("t", &dir.path().join("t"), &half)
+            .err()
+            .unwrap();
+        assert!(dir.path().join("t").exists());
+        topics.create("t", 1, BTreeMap::new()).unwrap();
+        assert_eq!(open(dir.path()).all().len(), 1);
+    }
+
+    #[test]
+    fn many_partitions_open_in_their_order() {
+        let dir = tempfile::tempdir().unwrap();
+        for (name, count) in [("a", 3), ("b", 9)] {
+            open(dir.path())
+                .create(name, count, BTreeMap::new())
+                .unwrap();
+        }
+        for topic in open(dir.path()).all() {
+            for (index, log) in topic.partitions.iter().enumerate() {
+                let expected = dir.path().join(&topic.name).join(index.to_string());
+                assert_eq!(log.dir(), expected);
+            }
+        }
+        fs::remove_dir_all(dir.path().join("b/7")).unwrap();
+        let error = Topics::open(dir.path(), &BrokerConfig::default());
+        let error = error.err().unwrap().to_string();
+        assert!(error.contains("b/7"), "{error}");
     }
 
     #[test]

@@ -233,8 +233,8 @@ const ONE_ANSWER_BYTES: usize = 10_000;
 
 async fn answered_once<R: Request>(broker: &Broker, version: i16, request: R) -> R::Response {
     let mut client = Raw::connect(broker).await;
-    client.send(version, &request).await;
-    let (size, answer) = client.receive::<R>(version).await;
+    client.send(version, &request).await.unwrap();
+    let (size, answer) = client.receive::<R>(version).await.unwrap();
     assert!(size < ONE_ANSWER_BYTES, "{size} bytes");
     answer
 }

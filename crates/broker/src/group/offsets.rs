@@ -45,12 +45,15 @@ enum Op {
 }
 
 pub struct OffsetStore {
+    dir: PathBuf,
     path: PathBuf,
     inner: Mutex<Inner>,
 }
 
 struct Inner {
     file: File,
+    /// The folder may not know the file's name for good.
+    is_new_file: bool,
     size: u64,
     /// What the live offsets would take, freshly written.
     live_bytes: u64,
@@ -72,11 +75,13 @@ impl OffsetStore {
         file.set_len(size as u64)?;
         let inner = Inner {
             file,
+            is_new_file: true,
             size: size as u64,
             live_bytes: live_bytes(&groups),
             groups,
         };
         Ok(OffsetStore {
+            dir: data_dir.to_path_buf(),
             path,
             inner: Mutex::new(inner),
         })
@@ -149,8 +154,21 @@ impl OffsetStore {
     }
 
     pub fn sync(&self) -> io::Result<()> {
-        let file = self.inner.lock().file.try_clone()?;
+        let file = {
+            let mut inner = self.inner.lock();
+            self.sync_name(&mut inner)?;
+            inner.file.try_clone()?
+        };
         file.sync_data()
+    }
+
+    /// Makes the file's name durable, without which its content is not.
+    fn sync_name(&self, inner: &mut Inner) -> io::Result<()> {
+        if inner.is_new_file {
+            durable::sync_dir(&self.dir)?;
+            inner.is_new_file = false;
+        }
+        Ok(())
     }
 
     fn apply(&self, ops: &[Op], sync: bool) -> io::Result<()> {
@@ -168,6 +186,7 @@ impl OffsetStore {
         }
         if sync {
             inner.file.sync_data()?;
+            self.sync_name(&mut inner)?;
         }
         if inner.size > COMPACT_BYTES_MIN && inner.size > COMPACT_RATIO * inner.live_bytes {
             // What was asked for is stored either way.
@@ -194,11 +213,12 @@ impl OffsetStore {
                 .collect();
             bytes.extend(encode_entry(&ops)?);
         }
-        durable::write_atomic(&self.path, &bytes)?;
-        inner.file = open_log(&self.path)?;
+        // From here on the name stands for the new file, whatever else fails.
+        inner.file = durable::replace(&self.path, &bytes)?;
+        inner.is_new_file = true;
         inner.size = bytes.len() as u64;
         inner.live_bytes = inner.size;
-        Ok(())
+        self.sync_name(inner)
     }
 }
 
@@ -410,6 +430,28 @@ mod tests {
         assert!(std::fs::metadata(&path).unwrap().len() < 2 * COMPACT_BYTES_MIN);
         let store = OffsetStore::open(dir.path()).unwrap();
         assert_eq!(store.get("g", "t", 0), Some(at(29_999)));
+    }
+
+    #[test]
+    fn what_follows_a_compaction_whose_folder_could_not_be_synced_is_kept() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut store = OffsetStore::open(dir.path()).unwrap();
+        store.sync().unwrap();
+        let commit = |store: &OffsetStore, n: i64, sync: bool| {
+            store.commit("g", vec![("t".to_owned(), 0, at(n))], sync)
+        };
+        store.dir = dir.path().join("cannot be synced");
+        for n in 0..30_000 {
+            commit(&store, n, false).unwrap();
+        }
+        // The content is there, but a power cut could still take it.
+        commit(&store, 30_000, true).unwrap_err();
+        assert_eq!(
+            OffsetStore::open(dir.path()).unwrap().get("g", "t", 0),
+            Some(at(30_000))
+        );
+        store.dir = dir.path().to_path_buf();
+        commit(&store, 30_001, true).unwrap();
     }
 
     #[test]

@@ -183,20 +183,25 @@ pub struct TimedOffset {
     pub timestamp: i64,
 }
 
-/// The first record at or after `timestamp` in a batch known to hold one. In a
-/// compressed batch it is the batch's first record, which may be earlier:
-/// reading from there misses nothing.
-pub fn first_at_or_after(header: &BatchHeader, batch: &Bytes, timestamp: i64) -> TimedOffset {
-    let first = TimedOffset {
-        offset: header.base_offset,
-        timestamp: header.base_timestamp,
-    };
-    if header.base_timestamp >= timestamp || header.is_compressed() {
-        return first;
+/// The first record at or after `timestamp` that is not before `log_start`, in
+/// a batch whose latest record is late enough. In a compressed batch it is the
+/// first that can be read, which may be earlier: reading from there misses
+/// nothing.
+pub fn first_at_or_after(
+    header: &BatchHeader,
+    batch: &Bytes,
+    timestamp: i64,
+    log_start: i64,
+) -> Option<TimedOffset> {
+    let is_whole = header.base_offset >= log_start;
+    if header.is_compressed() || (is_whole && header.base_timestamp >= timestamp) {
+        return Some(TimedOffset {
+            offset: header.base_offset.max(log_start),
+            timestamp: header.base_timestamp,
+        });
     }
     RecordTimes::new(header, batch)
-        .find(|record| record.timestamp >= timestamp)
-        .unwrap_or(first)
+        .find(|record| record.offset >= log_start && record.timestamp >= timestamp)
 }
 
 /// The record with the batch's largest timestamp; in a compressed batch its
@@ -394,8 +399,16 @@ mod tests {
         }
         .build();
         let header = BatchHeader::parse(&batch).unwrap();
-        assert_eq!(first_at_or_after(&header, &batch, 150).offset, 2);
-        assert_eq!(first_at_or_after(&header, &batch, 300).offset, 3);
+        assert_eq!(
+            first_at_or_after(&header, &batch, 150, 0).unwrap().offset,
+            2
+        );
+        assert_eq!(
+            first_at_or_after(&header, &batch, 300, 0).unwrap().offset,
+            3
+        );
+        assert_eq!(first_at_or_after(&header, &batch, 90, 1).unwrap().offset, 1);
+        assert_eq!(first_at_or_after(&header, &batch, 301, 0), None);
         assert_eq!(latest_in(&header, &batch).offset, 3);
     }
 
@@ -412,7 +425,7 @@ mod tests {
             let _ = validate_produced(&bytes, 1_000);
             if let Some(header) = BatchHeader::parse(&bytes) {
                 let batch = Bytes::from(bytes);
-                let _ = first_at_or_after(&header, &batch, 5);
+                let _ = first_at_or_after(&header, &batch, 5, 0);
                 let _ = latest_in(&header, &batch);
                 let _ = header.next_offset();
                 let _ = header.last_sequence();

@@ -8,6 +8,7 @@
 //! holds during IO.
 
 pub mod batch;
+mod damage;
 pub mod index;
 pub mod producers;
 pub mod recovery;
@@ -82,6 +83,7 @@ pub struct Partition {
     log_start: AtomicI64,
     size_bytes: AtomicU64,
     recovery_cut_bytes: u64,
+    recovery_set_aside_bytes: u64,
     /// Fetches waiting for data: at most one per connection.
     waiters: Mutex<Vec<Arc<Notify>>>,
     /// Held by the one task that syncs; the others wait for its result.
@@ -97,6 +99,8 @@ struct Inner {
     synced: i64,
     /// A write failed midway: cut the file before the next one.
     dirty_tail: bool,
+    /// The folder may have entries that a power cut would take.
+    new_files: bool,
     /// Producer state as of the last roll, to be saved with the sealing.
     snapshot_due: Option<(Producers, i64)>,
     /// Deleted or closed: nothing is appended any more.
@@ -138,11 +142,12 @@ impl Partition {
             &recovery::RecoverySettings {
                 index_interval_bytes: settings.index_interval_bytes,
                 max_producer_ids: settings.max_producer_ids,
+                max_message_bytes: settings.max_message_bytes,
                 now_ms: now_ms(),
             },
         )?;
-        let recovery_cut_bytes = recovered.truncated_bytes;
         let inner = Inner {
+            new_files: !recovered.was_clean,
             segments: recovered.segments.into(),
             producers: recovered.producers,
             log_start: recovered.log_start,
@@ -157,7 +162,8 @@ impl Partition {
             high_watermark: AtomicI64::new(inner.end_offset()),
             log_start: AtomicI64::new(inner.log_start),
             size_bytes: AtomicU64::new(inner.size()),
-            recovery_cut_bytes,
+            recovery_cut_bytes: recovered.truncated_bytes,
+            recovery_set_aside_bytes: recovered.set_aside_bytes,
             inner: Mutex::new(inner),
             settings,
             waiters: Mutex::default(),
@@ -165,6 +171,11 @@ impl Partition {
         };
         partition.sync()?;
         Ok(partition)
+    }
+
+    #[cfg(test)]
+    pub fn dir(&self) -> &Path {
+        &self.dir
     }
 
     pub fn settings(&self) -> &LogSettings {
@@ -188,6 +199,11 @@ impl Partition {
     /// What the last start cut off because it was torn or damaged.
     pub fn recovery_cut_bytes(&self) -> u64 {
         self.recovery_cut_bytes
+    }
+
+    /// How much of that is kept beside the log, in `*.damaged` files.
+    pub fn recovery_set_aside_bytes(&self) -> u64 {
+        self.recovery_set_aside_bytes
     }
 
     /// Appends a validated batch.
@@ -276,6 +292,7 @@ impl Partition {
     fn roll(&self, inner: &mut Inner) -> io::Result<()> {
         let end = inner.end_offset();
         inner.segments.push_back(Segment::create(&self.dir, end)?);
+        inner.new_files = true;
         inner.snapshot_due = Some((inner.producers.clone(), end));
         Ok(())
     }
@@ -316,13 +333,14 @@ impl Partition {
     /// Forces everything written so far to the disk, seals complete segments
     /// and publishes what consumers may now read.
     pub fn sync(&self) -> io::Result<()> {
-        let (files, sealed, snapshot, end) = {
+        let (files, new_files, sealed, snapshot, end) = {
             let mut inner = self.inner.lock();
             let end = inner.end_offset();
             if inner.failed {
                 return Err(io::Error::other("the log could not be synced earlier"));
             }
-            if inner.closed || (inner.synced == end && inner.snapshot_due.is_none()) {
+            let is_synced = inner.synced == end && !inner.new_files;
+            if inner.closed || (is_synced && inner.snapshot_due.is_none()) {
                 drop(inner);
                 self.publish(end);
                 return Ok(());
@@ -339,9 +357,16 @@ impl Partition {
                 .filter(|segment| !segment.is_sealed())
                 .map(|segment| segment.base_offset)
                 .collect();
-            (files, sealed, inner.snapshot_due.take(), end)
+            let new_files = std::mem::take(&mut inner.new_files);
+            (files, new_files, sealed, inner.snapshot_due.take(), end)
         };
-        if let Err(error) = files.iter().try_for_each(|file| file.sync_data()) {
+        let forced = files.iter().try_for_each(|file| file.sync_data());
+        // A file counts as durable only with its name in the folder.
+        let forced = forced.and_then(|()| match new_files {
+            true => crate::durable::sync_dir(&self.dir),
+            false => Ok(()),
+        });
+        if let Err(error) = forced {
             error!(dir = %self.dir.display(), %error, "forcing the log to the disk failed");
             self.inner.lock().failed = true;
             return Err(error);
@@ -469,5 +494,7 @@ impl Drop for Watch {
     }
 }
 
+#[cfg(test)]
+mod recovery_tests;
 #[cfg(test)]
 mod tests;

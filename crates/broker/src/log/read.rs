@@ -79,27 +79,42 @@ impl Partition {
 
     /// The first record at or after `timestamp`; `None` when all are earlier.
     pub fn offset_at(&self, timestamp: i64) -> io::Result<Option<TimedOffset>> {
-        let place = {
-            let inner = self.inner.lock();
-            let found = inner.segments.iter().find(|segment| {
-                !segment.is_empty()
-                    && segment.max_timestamp >= timestamp
-                    && segment.end_offset > inner.log_start
-            });
-            let Some(segment) = found else {
-                return Ok(None);
-            };
-            Place {
-                base_offset: segment.base_offset,
-                path: segment.path.clone(),
-                file: segment.handle()?,
-                size: segment.size,
-                locator: segment.locate_timestamp(timestamp),
+        let mut from = i64::MIN;
+        // A segment's latest record may lie before the log's start: then the
+        // answer is in a later one.
+        while let Some(place) = self.place_of_time(from, timestamp)? {
+            let start = place.start(|entry| entry.max_timestamp_before < timestamp)?;
+            let wanted = |header: &BatchHeader| header.max_timestamp >= timestamp;
+            let found = self.first_in(&place, start, wanted, |header, batch, log_start| {
+                batch::first_at_or_after(header, batch, timestamp, log_start)
+            })?;
+            if found.is_some() {
+                return Ok(found);
             }
+            from = place.base_offset + 1;
+        }
+        Ok(None)
+    }
+
+    /// The first segment from `from` on with a record at or after `timestamp`.
+    fn place_of_time(&self, from: i64, timestamp: i64) -> io::Result<Option<Place>> {
+        let inner = self.inner.lock();
+        let found = inner.segments.iter().find(|segment| {
+            segment.base_offset >= from
+                && !segment.is_empty()
+                && segment.max_timestamp >= timestamp
+                && segment.end_offset > inner.log_start
+        });
+        let Some(segment) = found else {
+            return Ok(None);
         };
-        let start = place.start(|entry| entry.max_timestamp_before < timestamp)?;
-        let found = self.first_in(&place, start, |header| header.max_timestamp >= timestamp)?;
-        Ok(found.map(|(header, batch)| batch::first_at_or_after(&header, &batch, timestamp)))
+        Ok(Some(Place {
+            base_offset: segment.base_offset,
+            path: segment.path.clone(),
+            file: segment.handle()?,
+            size: segment.size,
+            locator: segment.locate_timestamp(timestamp),
+        }))
     }
 
     /// The record with the largest timestamp; `None` in an empty log.
@@ -125,17 +140,21 @@ impl Partition {
             (place, segment.max_timestamp)
         };
         let start = place.start(|entry| entry.max_timestamp_before < timestamp)?;
-        let found = self.first_in(&place, start, |header| header.max_timestamp >= timestamp)?;
-        Ok(found.map(|(header, batch)| batch::latest_in(&header, &batch)))
+        let wanted = |header: &BatchHeader| header.max_timestamp >= timestamp;
+        self.first_in(&place, start, wanted, |header, batch, _| {
+            Some(batch::latest_in(header, batch))
+        })
     }
 
-    /// The first readable batch from `start` on that is `wanted`.
+    /// What `pick` takes from the first readable batch from `start` on that is
+    /// `wanted` and has it. It is told where the log starts.
     fn first_in(
         &self,
         place: &Place,
         start: u64,
         wanted: impl Fn(&BatchHeader) -> bool,
-    ) -> io::Result<Option<(BatchHeader, Bytes)>> {
+        pick: impl Fn(&BatchHeader, &Bytes, i64) -> Option<TimedOffset>,
+    ) -> io::Result<Option<TimedOffset>> {
         let (log_start, limit) = (self.log_start(), self.high_watermark());
         let mut scanner = Scanner::new(place, start);
         while let Some(header) = scanner.next_header()? {
@@ -144,7 +163,9 @@ impl Partition {
             }
             if header.next_offset() > log_start && wanted(&header) {
                 let batch = scanner.take(header.total_len)?;
-                return Ok(Some((header, batch)));
+                if let Some(found) = pick(&header, &batch, log_start) {
+                    return Ok(Some(found));
+                }
             }
             scanner.skip(&header);
         }

@@ -1,7 +1,8 @@
 //! Opening a partition: which segments there are, which of them are clean, and
 //! for the others a scan that keeps the longest sound prefix and cuts the rest.
 //! It never keeps a byte that does not match its checksum, and never leaves a
-//! hole between segments.
+//! hole between segments. What it cuts and may be of use it sets aside. A log
+//! is read once: what producers have sent is noted along with the scan.
 
 use std::fs::{self, File};
 use std::io::{self, BufReader, Read};
@@ -10,6 +11,7 @@ use std::path::{Path, PathBuf};
 use tracing::warn;
 
 use super::batch::{self, BatchHeader, HEADER_LEN};
+use super::damage;
 use super::index;
 use super::producers::Producers;
 use super::segment::{NO_TIMESTAMP, Segment, SegmentIndex, open_log};
@@ -24,47 +26,59 @@ pub struct Recovered {
     pub producers: Producers,
     /// Bytes cut off because they were torn or damaged.
     pub truncated_bytes: u64,
+    /// How many of them are kept beside the log.
+    pub set_aside_bytes: u64,
+    /// Nothing was written, created or cut since the last clean close.
+    pub was_clean: bool,
 }
 
 pub struct RecoverySettings {
     pub index_interval_bytes: u64,
     pub max_producer_ids: usize,
+    pub max_message_bytes: usize,
     pub now_ms: i64,
 }
 
 /// Reads a partition's folder and repairs what a crash left behind.
 pub fn recover(dir: &Path, settings: &RecoverySettings) -> io::Result<Recovered> {
     let log_start = load_log_start(dir)?;
-    let mut truncated_bytes = 0;
+    let mut replay = Replay::start(dir, settings)?;
+    let (mut truncated_bytes, mut set_aside_bytes) = (0, 0);
     let mut segments: Vec<Segment> = Vec::new();
     let mut broken = false;
     for (base_offset, path) in list_segments(dir)? {
         let expected = segments.last().map(|segment| segment.end_offset);
         if broken || expected.is_some_and(|end| end != base_offset) {
             broken = true;
-            truncated_bytes += discard(&path)?;
+            let size = damage::set_segment_aside(&path)?;
+            truncated_bytes += size;
+            set_aside_bytes += size;
             continue;
         }
-        let (segment, cut) = open_segment(base_offset, &path, settings)?;
-        broken = cut > 0;
-        truncated_bytes += cut;
-        segments.push(segment);
+        let opened = open_segment(base_offset, &path, settings, &mut replay)?;
+        broken = opened.cut_bytes > 0;
+        truncated_bytes += opened.cut_bytes;
+        set_aside_bytes += opened.set_aside_bytes;
+        segments.push(opened.segment);
     }
     if truncated_bytes > 0 {
         warn!(dir = %dir.display(), truncated_bytes, "cut a torn or damaged end off the log");
     }
+    let was_clean = !segments.is_empty() && segments.iter().all(Segment::is_sealed);
     if segments.is_empty() {
         segments.push(Segment::create(dir, log_start)?);
     }
     activate_last(&mut segments)?;
     let first = segments.first().map_or(0, |segment| segment.base_offset);
     let end = segments.last().map_or(0, |segment| segment.end_offset);
-    let producers = recover_producers(dir, &segments, settings)?;
+    let producers = replay.finish(&segments)?;
     Ok(Recovered {
         log_start: log_start.clamp(first, end),
         segments,
         producers,
         truncated_bytes,
+        set_aside_bytes,
+        was_clean: was_clean && truncated_bytes == 0,
     })
 }
 
@@ -88,12 +102,11 @@ fn list_segments(dir: &Path) -> io::Result<Vec<(i64, PathBuf)>> {
     Ok(found)
 }
 
-fn discard(path: &Path) -> io::Result<u64> {
-    let size = fs::metadata(path)?.len();
-    warn!(path = %path.display(), size, "dropped a segment that does not follow the one before");
-    durable::remove_if_present(&index::index_path(path))?;
-    durable::remove_if_present(path)?;
-    Ok(size)
+/// A segment as opened, and what was wrong with its file.
+struct Opened {
+    segment: Segment,
+    cut_bytes: u64,
+    set_aside_bytes: u64,
 }
 
 /// Opens a segment by its index, or by scanning it when that marks no clean end.
@@ -101,7 +114,8 @@ fn open_segment(
     base_offset: i64,
     path: &Path,
     settings: &RecoverySettings,
-) -> io::Result<(Segment, u64)> {
+    replay: &mut Replay<'_>,
+) -> io::Result<Opened> {
     let size = fs::metadata(path)?.len();
     if let Some((summary, _)) = index::load(path, size)? {
         let segment = Segment {
@@ -113,21 +127,38 @@ fn open_segment(
             index: SegmentIndex::Sealed,
             file: None,
         };
-        return Ok((segment, 0));
+        replay.read(&segment)?;
+        return Ok(Opened {
+            segment,
+            cut_bytes: 0,
+            set_aside_bytes: 0,
+        });
     }
     durable::remove_if_present(&index::index_path(path))?;
-    let segment = scan(base_offset, path, size, settings.index_interval_bytes)?;
-    let cut = size - segment.size;
-    if cut > 0 {
+    let segment = scan(base_offset, path, size, settings, replay)?;
+    let cut_bytes = size - segment.size;
+    let mut set_aside_bytes = 0;
+    if cut_bytes > 0 {
+        set_aside_bytes = damage::set_tail_aside(path, segment.size, settings.max_message_bytes)?;
         let file = open_log(path)?;
         file.set_len(segment.size)?;
         file.sync_all()?;
     }
-    Ok((segment, cut))
+    Ok(Opened {
+        segment,
+        cut_bytes,
+        set_aside_bytes,
+    })
 }
 
 /// Reads a log file up to the first batch that is torn or damaged.
-fn scan(base_offset: i64, path: &Path, size: u64, interval_bytes: u64) -> io::Result<Segment> {
+fn scan(
+    base_offset: i64,
+    path: &Path,
+    size: u64,
+    settings: &RecoverySettings,
+    replay: &mut Replay<'_>,
+) -> io::Result<Segment> {
     let mut segment = Segment {
         base_offset,
         path: path.to_path_buf(),
@@ -140,7 +171,8 @@ fn scan(base_offset: i64, path: &Path, size: u64, interval_bytes: u64) -> io::Re
     let mut reader = BufReader::with_capacity(SCAN_BUFFER_BYTES, File::open(path)?);
     let mut batch = Vec::new();
     while let Some(header) = next_sound(&mut reader, &mut batch, &segment, size)? {
-        segment.note_appended(&header, interval_bytes);
+        segment.note_appended(&header, settings.index_interval_bytes);
+        replay.note(&header);
     }
     Ok(segment)
 }
@@ -186,23 +218,59 @@ fn activate_last(segments: &mut [Segment]) -> io::Result<()> {
     Ok(())
 }
 
-/// The snapshot, and on top of it the headers of all batches it lacks.
-fn recover_producers(
-    dir: &Path,
-    segments: &[Segment],
-    settings: &RecoverySettings,
-) -> io::Result<Producers> {
-    let end = segments.last().map_or(0, |segment| segment.end_offset);
-    let snapshot = Producers::load(dir)?.filter(|(_, offset)| *offset <= end);
-    let (mut producers, from) = snapshot.unwrap_or((Producers::default(), i64::MIN));
-    for segment in segments.iter().filter(|segment| segment.end_offset > from) {
-        for_each_header(segment, |header| {
-            if header.base_offset >= from {
-                producers.record(header, settings.now_ms, settings.max_producer_ids);
-            }
-        })?;
+/// What producers have sent: the snapshot, and on top of it the headers of all
+/// batches it lacks, in the order of the log.
+struct Replay<'a> {
+    settings: &'a RecoverySettings,
+    producers: Producers,
+    /// The snapshot covers everything before.
+    from: i64,
+}
+
+impl<'a> Replay<'a> {
+    fn start(dir: &Path, settings: &'a RecoverySettings) -> io::Result<Replay<'a>> {
+        let snapshot = Producers::load(dir)?;
+        let (producers, from) = snapshot.unwrap_or((Producers::default(), i64::MIN));
+        Ok(Replay {
+            settings,
+            producers,
+            from,
+        })
     }
-    Ok(producers)
+
+    fn note(&mut self, header: &BatchHeader) {
+        if header.base_offset >= self.from {
+            let Self { settings, .. } = self;
+            self.producers
+                .record(header, settings.now_ms, settings.max_producer_ids);
+        }
+    }
+
+    /// Notes what a segment holds that was not scanned.
+    fn read(&mut self, segment: &Segment) -> io::Result<()> {
+        match segment.end_offset > self.from {
+            true => for_each_header(segment, |header| self.note(header)),
+            false => Ok(()),
+        }
+    }
+
+    fn finish(self, segments: &[Segment]) -> io::Result<Producers> {
+        let end = segments.last().map_or(0, |segment| segment.end_offset);
+        if self.from <= end {
+            return Ok(self.producers);
+        }
+        // The log was cut below its snapshot, which now tells of batches that
+        // are gone.
+        let mut replay = Replay {
+            settings: self.settings,
+            producers: Producers::default(),
+            from: i64::MIN,
+        };
+        segments
+            .iter()
+            .try_for_each(|segment| replay.read(segment))?;
+        Ok(replay.producers)
+    }
 }
 
 fn for_each_header(segment: &Segment, mut visit: impl FnMut(&BatchHeader)) -> io::Result<()> {

@@ -2,12 +2,12 @@ use std::fs;
 use std::path::PathBuf;
 
 use bytes::Bytes;
-use proptest::prelude::*;
+pub use proptest::prelude::*;
 
-use super::batch::testing::TestBatch;
+pub use super::batch::testing::TestBatch;
 use super::*;
 
-fn settings() -> LogSettings {
+pub fn settings() -> LogSettings {
     LogSettings {
         segment_bytes: 2_000,
         index_interval_bytes: 256,
@@ -20,18 +20,18 @@ fn settings() -> LogSettings {
     }
 }
 
-fn open(dir: &Path) -> Partition {
+pub fn open(dir: &Path) -> Partition {
     Partition::open(dir, settings()).unwrap()
 }
 
-fn append(log: &Partition, batch: &TestBatch) -> Result<Appended, AppendError> {
+pub fn append(log: &Partition, batch: &TestBatch) -> Result<Appended, AppendError> {
     let bytes = batch.build();
     let header = batch::validate_produced(&bytes, 10_000).unwrap();
     log.append(header, &bytes)
 }
 
 /// Batches of one to four records, a second apart.
-fn fill(log: &Partition, batches: usize) {
+pub fn fill(log: &Partition, batches: usize) {
     for n in 0..batches {
         let start = log.high_watermark();
         let timestamps = (0..=(n as i64 % 4)).map(|r| (start + r) * 1_000).collect();
@@ -45,7 +45,7 @@ fn fill(log: &Partition, batches: usize) {
 }
 
 /// Reads everything and checks that it is whole, contiguous and unchanged.
-fn read_checked(log: &Partition, max_bytes: usize) -> i64 {
+pub fn read_checked(log: &Partition, max_bytes: usize) -> i64 {
     let mut offset = log.log_start();
     while offset < log.high_watermark() {
         let bytes = log.read(offset, max_bytes).unwrap();
@@ -65,7 +65,7 @@ fn read_checked(log: &Partition, max_bytes: usize) -> i64 {
     offset
 }
 
-fn log_files(dir: &Path) -> Vec<PathBuf> {
+pub fn log_files(dir: &Path) -> Vec<PathBuf> {
     let mut files: Vec<PathBuf> = fs::read_dir(dir)
         .unwrap()
         .map(|entry| entry.unwrap().path())
@@ -146,6 +146,35 @@ fn lookups_by_time_find_the_first_record_not_earlier() {
     let last = log.high_watermark() - 1;
     assert_eq!(log.offset_at(last * 1_000 + 1).unwrap(), None);
     assert_eq!(log.offset_of_latest_time().unwrap().unwrap().offset, last);
+}
+
+#[test]
+fn lookups_by_time_go_on_behind_deleted_records() {
+    let dir = tempfile::tempdir().unwrap();
+    let log = open(dir.path());
+    let at = |timestamps: &[i64]| TestBatch {
+        timestamps: timestamps.to_vec(),
+        payload: 500,
+        ..TestBatch::default()
+    };
+    // The latest record of the first segment is its first.
+    append(&log, &at(&[9_000, 9_001])).unwrap();
+    while log_files(dir.path()).len() < 3 {
+        append(&log, &at(&[1_000, 1_001])).unwrap();
+    }
+    let last = append(&log, &at(&[8_000, 8_001, 9_500]))
+        .unwrap()
+        .base_offset;
+    log.sync().unwrap();
+    assert_eq!(log.offset_at(5_000).unwrap().unwrap().offset, 0);
+    log.delete_before(1).unwrap();
+    assert_eq!(log.offset_at(5_000).unwrap().unwrap().offset, 1);
+    log.delete_before(2).unwrap();
+    assert_eq!(log.offset_at(5_000).unwrap().unwrap().offset, last);
+    log.delete_before(last + 1).unwrap();
+    let found = log.offset_at(7_000).unwrap().unwrap();
+    assert_eq!((found.offset, found.timestamp), (last + 1, 8_001));
+    assert_eq!(log.offset_at(9_501).unwrap(), None);
 }
 
 #[test]
@@ -264,7 +293,7 @@ fn a_closed_partition_takes_nothing_more() {
 }
 
 /// The whole log as one run of bytes, as a reader sees it.
-fn contents(log: &Partition) -> Bytes {
+pub fn contents(log: &Partition) -> Bytes {
     let mut all = Vec::new();
     let mut offset = log.log_start();
     while offset < log.high_watermark() {

@@ -3,6 +3,8 @@
 #![allow(dead_code)]
 
 use std::collections::BTreeMap;
+use std::io;
+use std::net::SocketAddr;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
@@ -55,10 +57,14 @@ pub struct Raw(TcpStream);
 
 impl Raw {
     pub async fn connect(broker: &Broker) -> Raw {
-        Raw(TcpStream::connect(broker.local_addr()).await.unwrap())
+        Raw::connect_to(broker.local_addr()).await
     }
 
-    pub async fn send<R: Request>(&mut self, version: i16, request: &R) {
+    pub async fn connect_to(address: SocketAddr) -> Raw {
+        Raw(TcpStream::connect(address).await.unwrap())
+    }
+
+    pub async fn send<R: Request>(&mut self, version: i16, request: &R) -> io::Result<()> {
         let header = RequestHeader::default()
             .with_request_api_key(R::KEY)
             .with_request_api_version(version);
@@ -67,23 +73,32 @@ impl Raw {
             .encode(&mut frame, R::header_version(version))
             .unwrap();
         request.encode(&mut frame, version).unwrap();
-        self.0.write_i32(frame.len() as i32).await.unwrap();
-        self.0.write_all(&frame).await.unwrap();
+        self.0.write_i32(frame.len() as i32).await?;
+        self.0.write_all(&frame).await
     }
 
     /// The size of the next answer, and the answer.
-    pub async fn receive<R: Request>(&mut self, version: i16) -> (usize, R::Response) {
+    pub async fn receive<R: Request>(&mut self, version: i16) -> io::Result<(usize, R::Response)> {
         let length = tokio::time::timeout(LIMIT, self.0.read_i32()).await;
-        let mut body = vec![0; length.expect("no answer came").unwrap() as usize];
-        self.0.read_exact(&mut body).await.unwrap();
+        let mut body = vec![0; length.expect("no answer came")? as usize];
+        self.0.read_exact(&mut body).await?;
         let (size, mut body) = (body.len(), Bytes::from(body));
         ResponseHeader::decode(&mut body, R::Response::header_version(version)).unwrap();
-        (size, R::Response::decode(&mut body, version).unwrap())
+        Ok((size, R::Response::decode(&mut body, version).unwrap()))
+    }
+
+    /// An error means that the broker hung up.
+    pub async fn try_call<R: Request>(
+        &mut self,
+        version: i16,
+        request: &R,
+    ) -> io::Result<R::Response> {
+        self.send(version, request).await?;
+        Ok(self.receive::<R>(version).await?.1)
     }
 
     pub async fn call<R: Request>(&mut self, version: i16, request: &R) -> R::Response {
-        self.send(version, request).await;
-        self.receive::<R>(version).await.1
+        self.try_call(version, request).await.unwrap()
     }
 }
 
