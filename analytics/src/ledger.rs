@@ -25,7 +25,7 @@ pub fn answer(view: &View) -> v1::LedgerResponse {
     };
     let partitions: Vec<v1::PartitionLedger> = known.into_iter().map(line_of).collect();
     let balanced = partitions.iter().all(|line| line.imbalance == 0);
-    let total = partitions.iter().fold(none(), |sum, line| add(sum, line));
+    let total = partitions.iter().fold(none(), add);
     v1::LedgerResponse {
         as_of_us: view.as_of_us,
         partitions,

@@ -23,6 +23,9 @@ pub enum Parts {
     Many(Vec<Bytes>),
 }
 
+/// Merges serialised parts into one, and tells how many could not be read.
+type Union = fn(&[Bytes]) -> (Option<Vec<u8>>, u64);
+
 impl Parts {
     /// One part, or none when the bytes are empty.
     pub fn of(bytes: Bytes) -> Self {
@@ -64,7 +67,7 @@ impl Parts {
     }
 
     /// Merges several parts into one; returns how many could not be read.
-    fn compact(&mut self, union: fn(&[Bytes]) -> (Option<Vec<u8>>, u64)) -> u64 {
+    fn compact(&mut self, union: Union) -> u64 {
         let Self::Many(parts) = self else { return 0 };
         let (merged, unreadable) = union(parts);
         *self = merged.map_or(Self::None, |bytes| Self::One(bytes.into()));

@@ -115,9 +115,7 @@ impl Keys {
     }
 
     fn hash_of(&self, values: &[&str]) -> u64 {
-        let mut hasher = self.hasher.build_hasher();
-        values.hash(&mut hasher);
-        hasher.finish()
+        self.hasher.hash_one(values)
     }
 }
 
