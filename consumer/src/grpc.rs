@@ -12,11 +12,9 @@ use streamgauge_proto::{
 };
 use tokio::net::TcpListener;
 use tokio_stream::wrappers::TcpListenerStream;
-use tonic::{Request, Response, Status, server::NamedService, transport::Server};
+use tonic::{Request, Response, Status, transport::Server};
 
 use crate::{config::GrpcConfig, error::Error, metrics::ConsumerMetrics, status::Board};
-
-type ControlServer = ConsumerControlServer<Control>;
 
 /// The methods that are measured.
 pub const METHODS: [&str; 3] = [

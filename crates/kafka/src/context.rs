@@ -1,7 +1,9 @@
 //! What every client does with librdkafka's logs, errors and statistics.
 
 use rdkafka::{
-    ClientContext, Statistics, config::RDKafkaLogLevel as Level, error::KafkaError as Native,
+    ClientContext, Statistics,
+    config::RDKafkaLogLevel as Level,
+    error::{KafkaError as Native, RDKafkaErrorCode},
 };
 
 use crate::{Stats, StatsSink};
@@ -24,6 +26,17 @@ impl ClientContext for Context {
     }
 
     fn error(&self, error: Native, reason: &str) {
+        report(&error, reason);
+    }
+}
+
+/// Reports an error of a client that is no answer to a call. The end of a partition is told like
+/// one, at every catching up, and is none.
+pub(crate) fn report(error: &Native, reason: &str) {
+    if !matches!(
+        error,
+        Native::PartitionEOF(_) | Native::Global(RDKafkaErrorCode::PartitionEOF)
+    ) {
         tracing::warn!(target: "kafka", %error, reason, "kafka client error");
     }
 }

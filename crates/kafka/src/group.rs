@@ -257,7 +257,7 @@ impl ClientContext for GroupContext {
     }
 
     fn error(&self, error: Native, reason: &str) {
-        tracing::warn!(target: "kafka", %error, reason, "kafka consumer error");
+        context::report(&error, reason);
     }
 }
 

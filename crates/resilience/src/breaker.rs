@@ -244,8 +244,10 @@ struct Relay {
 
 impl Relay {
     fn to(&self, state: BreakerState) {
-        *self.state.lock() = state;
-        self.observer.transition(self.name, state);
+        // A new breaker is told to be closed, which it is.
+        if std::mem::replace(&mut *self.state.lock(), state) != state {
+            self.observer.transition(self.name, state);
+        }
     }
 }
 

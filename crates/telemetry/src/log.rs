@@ -3,6 +3,7 @@
 //! what was asked for.
 
 use std::fmt;
+use std::io::IsTerminal;
 
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
@@ -55,7 +56,8 @@ pub(crate) fn install(
     })?;
     let lines = tracing_subscriber::fmt()
         .with_env_filter(filter)
-        .with_writer(std::io::stderr);
+        .with_writer(std::io::stderr)
+        .with_ansi(std::io::stderr().is_terminal());
     let installed = match config.format {
         LogFormat::Json => lines
             .fmt_fields(format::JsonFields::new())
