@@ -62,12 +62,15 @@ async fn grpc_bounds_its_requests_and_describes_itself() {
         .connect()
         .await
         .expect("connected");
+    let health = HealthClient::new(channel.clone());
     for service in ["", "streamgauge.v1.Analytics"] {
-        let mut health = HealthClient::new(channel.clone());
-        let service = String::from(service);
-        let answer = health.check(HealthCheckRequest { service }).await;
-        let status = answer.expect("an answer").into_inner().status();
-        assert_eq!(status, ServingStatus::Serving);
+        // It follows readiness, a moment later.
+        until(|| async {
+            let service = String::from(service);
+            let answer = health.clone().check(HealthCheckRequest { service }).await;
+            answer.expect("an answer").into_inner().status() == ServingStatus::Serving
+        })
+        .await;
     }
     let request = ServerReflectionRequest {
         host: String::new(),

@@ -17,7 +17,7 @@ fn sqlite(folder: &tempfile::TempDir) -> Arc<dyn Store> {
 }
 
 fn events(start: i64, count: u32) -> Vec<Event> {
-    let value = |n: u32| (n % 3 != 0).then_some(f64::from(n % 100));
+    let value = |n: u32| (!n.is_multiple_of(3)).then_some(f64::from(n % 100));
     (0..count)
         .map(|n| event(start + i64::from(n * 7 % 200), n % 37, n % 5, value(n)))
         .collect()

@@ -18,7 +18,7 @@ use streamgauge_proto::v1;
 
 /// Events of some minutes around `start`, with users, pages and values that repeat.
 fn events(start: i64, count: u32) -> Vec<Event> {
-    let value = |n: u32| (n % 3 != 0).then_some(f64::from(n % 100));
+    let value = |n: u32| (!n.is_multiple_of(3)).then_some(f64::from(n % 100));
     (0..count)
         .map(|n| event(start + i64::from(n % 200), n % 37, n % 11, value(n)))
         .collect()

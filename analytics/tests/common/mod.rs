@@ -48,7 +48,11 @@ pub fn event(second: i64, user: u32, page: u32, value: Option<f64>) -> Event {
         second,
         user: format!("user-{user}"),
         page: format!("/page/{page}"),
-        kind: String::from(if page % 2 == 0 { "view" } else { "click" }),
+        kind: String::from(if page.is_multiple_of(2) {
+            "view"
+        } else {
+            "click"
+        }),
         value,
     }
 }

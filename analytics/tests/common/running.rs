@@ -248,7 +248,7 @@ impl Writer {
 }
 
 pub fn some_events(start: i64, count: u32) -> Vec<Event> {
-    let value = |n: u32| (n % 2 == 0).then_some(f64::from(n));
+    let value = |n: u32| n.is_multiple_of(2).then_some(f64::from(n));
     (0..count)
         .map(|n| event(start + i64::from(n % 90), n % 23, n % 7, value(n)))
         .collect()
