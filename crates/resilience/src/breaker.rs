@@ -511,10 +511,7 @@ mod tests {
         acquire(&breaker).await;
         breaker.success();
         assert_eq!(breaker.state(), Closed);
-        assert_eq!(
-            *recorder.0.lock(),
-            [Closed, Open, HalfOpen, Open, HalfOpen, Closed]
-        );
+        assert_eq!(*recorder.0.lock(), [Open, HalfOpen, Open, HalfOpen, Closed]);
     }
 
     #[tokio::test]
