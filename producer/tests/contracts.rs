@@ -1,5 +1,7 @@
 //! What others build on: the names of metrics and of settings.
 
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
 mod common;
 
 use std::collections::BTreeSet;

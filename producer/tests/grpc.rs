@@ -1,5 +1,7 @@
 //! Submission over gRPC: the same verdicts and limits, as messages and statuses.
 
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
 mod common;
 
 use std::time::Duration;

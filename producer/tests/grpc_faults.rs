@@ -1,5 +1,7 @@
 //! gRPC when something is wrong: messages that cannot be read, clients that stall, credentials, outages, shutdowns.
 
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
 mod common;
 
 use std::collections::BTreeSet;

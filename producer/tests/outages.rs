@@ -1,5 +1,7 @@
 //! Kafka that is not there yet, goes away, or loses its answers: nothing is called accepted that is not in the log.
 
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
 mod common;
 
 use std::net::SocketAddr;

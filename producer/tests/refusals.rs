@@ -1,5 +1,7 @@
 //! Requests that are refused as a whole: the code, the field or setting named, the headers, and nothing written.
 
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
 mod common;
 
 use std::io::Write;

@@ -1,5 +1,7 @@
 //! Submission over HTTP, as clients see it, and what it leaves in the log.
 
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
 mod common;
 
 use std::io::Write;

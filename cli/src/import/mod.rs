@@ -371,13 +371,16 @@ impl Observer for JournalWriter<'_> {
     }
 }
 
+/// What analytics says before the import and after it.
+struct OpenLedger {
+    analytics: Analytics,
+    before: Snapshot,
+    latest: Snapshot,
+}
+
 /// The ledger beside the import; an import goes on without it.
 enum LedgerView {
-    Open {
-        analytics: Analytics,
-        before: Snapshot,
-        latest: Snapshot,
-    },
+    Open(Box<OpenLedger>),
     Closed(String),
 }
 
@@ -387,11 +390,11 @@ impl LedgerView {
             let timeout = args.submit.request_timeout;
             let mut analytics = Analytics::connect(&endpoints.analytics_grpc, timeout).await?;
             let before = reconcile::before(&mut analytics).await?;
-            Ok::<_, CliError>(Self::Open {
+            Ok::<_, CliError>(Self::Open(Box::new(OpenLedger {
                 analytics,
                 latest: before.clone(),
                 before,
-            })
+            })))
         };
         connect
             .await
@@ -401,18 +404,19 @@ impl LedgerView {
     /// Where the log ends, as far as is known.
     fn ends(&self) -> BTreeMap<i32, i64> {
         match self {
-            Self::Open { latest, .. } => latest.ends.clone(),
+            Self::Open(ledger) => ledger.latest.ends.clone(),
             Self::Closed(_) => BTreeMap::new(),
         }
     }
 
     async fn difference(&mut self, accepted: u64, wait: Duration) -> Result<Reconciled, String> {
         match self {
-            Self::Open {
-                analytics,
-                before,
-                latest,
-            } => {
+            Self::Open(ledger) => {
+                let OpenLedger {
+                    analytics,
+                    before,
+                    latest,
+                } = &mut **ledger;
                 *latest = reconcile::after(analytics, before, accepted, wait)
                     .await
                     .map_err(|error| describe(&error))?;

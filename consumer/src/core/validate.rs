@@ -191,7 +191,8 @@ mod tests {
     fn key_and_value_must_be_there_and_fit_each_other() {
         let payload = honest().encode_to_vec();
         let key = honest().user_id.into_bytes();
-        let cases: [(Option<&[u8]>, Option<&[u8]>, Reason); 5] = [
+        type Bytes<'a> = Option<&'a [u8]>;
+        let cases: [(Bytes<'_>, Bytes<'_>, Reason); 5] = [
             (Some(&key), None, Reason::Empty),
             (Some(&key), Some(&[]), Reason::Empty),
             (None, Some(&payload), Reason::WrongKey),

@@ -89,7 +89,8 @@ async fn a_record_that_no_dead_letter_can_hold_does_not_stop_its_partition() {
     // SAFETY: librdkafka takes bytes, and the name goes nowhere else.
     #[allow(unsafe_code, invalid_from_utf8_unchecked)]
     let name = unsafe { std::str::from_utf8_unchecked(&[b'n', 0xff]) };
-    let cases: [(&[u8], &[u8], (&str, &[u8])); 4] = [
+    type Case<'a> = (&'a [u8], &'a [u8], (&'a str, &'a [u8]));
+    let cases: [Case<'_>; 4] = [
         (b"value", &garbage, ("a", b"kept")),
         (b"headers", b"bad", ("a", &long)),
         (&long, b"bad", ("a", b"short")),

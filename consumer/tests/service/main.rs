@@ -1,6 +1,8 @@
 //! The consumer over its public surface: what goes in as events comes out as batches that count, exactly once,
 //! whatever happens to its instances, its broker and its acknowledgements.
 
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
 mod common;
 mod faults;
 
@@ -64,7 +66,8 @@ async fn what_cannot_be_counted_is_kept_with_its_provenance() {
     let mut large = event(3);
     large.page_url = "x".repeat(3_000);
     let large = large.encode_to_vec();
-    let cases: [(&str, &[u8], Option<&[u8]>); 6] = [
+    type Case<'a> = (&'a str, &'a [u8], Option<&'a [u8]>);
+    let cases: [Case<'_>; 6] = [
         ("undecodable", b"k", Some(b"{\"user_id\":\"json\"}")),
         ("empty", b"k", Some(b"")),
         ("empty", b"tombstone", None),

@@ -1,5 +1,7 @@
 //! The clients against a log: the embedded one, or the one that `STREAMGAUGE_TEST_BROKERS` names.
 
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use rdkafka::{

@@ -6,12 +6,15 @@ use streamgauge_kafka::{Publisher, PublisherConfig, Record};
 use streamgauge_tests::system::{System, number};
 use tokio::time::Instant;
 
+/// A key or a value as the log holds it.
+type Bytes<'a> = Option<&'a [u8]>;
+
 #[tokio::test(flavor = "multi_thread")]
 async fn poison_is_dead_lettered_and_its_neighbours_are_counted() {
     let system = System::start(&[]).await;
     let publisher =
         Publisher::new(&system.kafka(), &PublisherConfig::default(), None).expect("plain settings");
-    let poison: [(Option<&[u8]>, Option<&[u8]>); 5] = [
+    let poison: [(Bytes<'_>, Bytes<'_>); 5] = [
         (Some(b"u"), Some(b"raw garbage")),
         (Some(b"u"), Some(b"")),
         (Some(b"u"), None),
