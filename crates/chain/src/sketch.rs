@@ -4,6 +4,8 @@
 //! HIP and composite estimators of the DataSketches library) and KLL for quantiles (Karnin, Lang,
 //! Liberty 2016). Their serialised forms are DataSketches' own, readable from Java, C++ and Python.
 
+use std::borrow::Cow;
+
 use datasketches::{
     common::{NumStdDev, SearchCriteria},
     hll::{Coupon, HllSketch, HllType, HllUnion},
@@ -16,6 +18,9 @@ pub const USERS_LG_K: u8 = 12;
 /// Relative standard error (1 sigma) of distinct users: `1.04 / sqrt(4096)`, about 1.6%.
 /// It is the error of a merged sketch; small sets (some hundred users) are counted exactly.
 pub const USERS_ERROR: f64 = 0.016_25;
+
+/// Below this many users a sketch of [`USERS_LG_K`] still holds a coupon per user, and has no history to differ in.
+const COUPONS_MAX: f64 = 300.0;
 
 /// `k` of the quantile sketches.
 pub const QUANTILES_K: u16 = 200;
@@ -80,17 +85,31 @@ impl Users {
         Users(union.to_sketch(HllType::Hll4))
     }
 
-    /// The estimated number of distinct users.
+    /// The estimated number of distinct users. It depends on who was added alone, not on the order or on the way in
+    /// which sketches were merged: the same events give the same figure.
     pub fn estimate(&self) -> f64 {
-        self.0.estimate()
+        self.orderless().estimate()
     }
 
     /// Lower and upper bound at two standard deviations.
     pub fn bounds(&self) -> (f64, f64) {
+        let sketch = self.orderless();
         (
-            self.0.lower_bound(NumStdDev::Two),
-            self.0.upper_bound(NumStdDev::Two),
+            sketch.lower_bound(NumStdDev::Two),
+            sketch.upper_bound(NumStdDev::Two),
         )
+    }
+
+    /// A sketch that was filled one by one estimates from its history (HIP), which differs from one order to another.
+    /// One that was merged estimates from its registers, which do not: so it is merged, with itself.
+    fn orderless(&self) -> Cow<'_, HllSketch> {
+        if self.0.estimate() < COUPONS_MAX {
+            return Cow::Borrowed(&self.0);
+        }
+        let mut union = HllUnion::new(USERS_LG_K).expect("12 is a valid lg_k");
+        union.update(&self.0);
+        union.update(&self.0);
+        Cow::Owned(union.to_sketch(HllType::Hll4))
     }
 
     /// Whether no user was added.
@@ -252,6 +271,24 @@ mod tests {
             let again = Users::from_bytes(&merged.to_bytes()).expect("own bytes");
             prop_assert!((again.estimate() - merged.estimate()).abs() < 1e-6 * expected.max(1.0));
             prop_assert!((Users::union([&one, &other]).estimate() - merged.estimate()).abs() < 1e-6 * expected.max(1.0));
+        }
+
+        /// However the same users come together, the figure is the same.
+        #[test]
+        fn the_way_of_merging_makes_no_difference(lengths in prop::collection::vec(1u32..600, 1..12)) {
+            let mut start = 0;
+            let parts: Vec<Users> = lengths.iter().map(|length| {
+                start += length;
+                users(start - length..start)
+            }).collect();
+            let expected = users(0..start).estimate();
+            let mut one_by_one = Users::new();
+            parts.iter().rev().for_each(|part| one_by_one.merge(part));
+            let halves = parts.split_at(parts.len() / 2);
+            let nested = Users::union([&Users::union(halves.1), &Users::union(halves.0)]);
+            for estimate in [Users::union(&parts).estimate(), one_by_one.estimate(), nested.estimate()] {
+                prop_assert!((estimate - expected).abs() <= 1e-9 * expected, "{estimate} {expected}");
+            }
         }
 
         #[test]
