@@ -308,7 +308,7 @@ async fn bodies_beyond_the_memory_for_them_are_503_over_both_doors() {
     let mut config = config(&broker.bootstrap());
     let limits = &mut config.limits;
     (limits.body_bytes_max, limits.decompressed_bytes_max) = (20_000, 20_000);
-    limits.in_flight_bytes_max = 120_000;
+    (limits.in_flight_bytes_max, limits.body_timeout_ms) = (120_000, 60_000);
     config.grpc.message_bytes_max = 20_000;
     let producer = Producer::start(config).await;
     // Six clients that keep all but the last byte of their bodies waiting.
@@ -320,11 +320,19 @@ async fn bodies_beyond_the_memory_for_them_are_503_over_both_doors() {
         stream.write_all(request.as_bytes()).await.unwrap();
         slow.push(stream);
     }
+    // Asked for by a request that sends nothing, for what it sent would be held and could turn one of the six away.
+    let announced = "POST /v1/events HTTP/1.1\r\nhost: x\r\ncontent-length: 7\r\n\r\n";
     eventually("there is no room", async || {
-        let answer = producer.post("/v1/events", EVENT).await;
-        answer.status == 503 && answer.code() == "overloaded"
+        let mut stream = TcpStream::connect(producer.http).await.unwrap();
+        stream.write_all(announced.as_bytes()).await.unwrap();
+        let mut answer = [0; 12];
+        let answered = stream.read_exact(&mut answer);
+        let in_time = tokio::time::timeout(Duration::from_millis(500), answered).await;
+        in_time.is_ok() && &answer == b"HTTP/1.1 503"
     })
     .await;
+    let answer = producer.post("/v1/events", EVENT).await;
+    assert_eq!((answer.status, answer.code().as_str()), (503, "overloaded"));
     assert!(producer.metric("rate_limited_total{scope=\"in_flight_bytes\"}") >= 1.0);
     let mut client = SubmissionClient::new(producer.channel().await);
     let mut submit = async || {
