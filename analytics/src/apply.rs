@@ -42,19 +42,23 @@ impl Record {
 impl Polled {
     /// Takes the records of a chunk in.
     pub fn push(&mut self, chunk: &Chunk) {
-        let records = self.partitions.entry(chunk.partition()).or_default();
         for record in chunk.iter() {
             let payload = Bytes::copy_from_slice(record.payload.unwrap_or_default());
-            self.bytes += payload.len();
-            self.records += 1;
-            let batch = delta::decode(&payload);
-            records.push(Record {
-                offset: record.offset,
-                payload,
-                batch,
-                judged: Judged::Held,
-            });
+            self.push_record(chunk.partition(), record.offset, payload);
         }
+    }
+
+    /// Takes one record in; those of a partition come in the order of the log.
+    pub fn push_record(&mut self, partition: i32, offset: i64, payload: Bytes) {
+        self.bytes += payload.len();
+        self.records += 1;
+        let batch = delta::decode(&payload);
+        self.partitions.entry(partition).or_default().push(Record {
+            offset,
+            payload,
+            batch,
+            judged: Judged::Held,
+        });
     }
 
     /// How many records there are.
@@ -110,7 +114,9 @@ pub enum ApplyError {
     #[error(transparent)]
     Store(#[from] StoreError),
     /// The store stands before what memory holds, or elsewhere: memory has to be built anew.
-    #[error("the store's chain of partition {partition} stands at {found}, memory's at {expected}")]
+    #[error(
+        "the store's chain of partition {partition}, at {found}, is not what memory's, at {expected}, leads to"
+    )]
     Diverged {
         /// The partition.
         partition: i32,
@@ -246,6 +252,10 @@ impl Prepared {
             let row = found.iter().find(|row| row.partition == partition);
             let row = row.copied().unwrap_or_else(|| ChainRow::new(partition));
             if row.delta_position >= one.after.delta_position {
+                // Retention may have outrun one of the two: then what memory would hold is not what the winner wrote.
+                if !row.includes(&one.after) {
+                    return Err(one.diverged(&row));
+                }
                 one.written = true;
             } else if row.delta_position >= one.before.delta_position {
                 one.rebase(row)?;

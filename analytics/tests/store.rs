@@ -8,7 +8,7 @@ use std::{sync::Arc, time::Duration};
 use common::*;
 use streamgauge_analytics::{
     Config,
-    apply::ApplyError,
+    apply::{self, ApplyError, Polled},
     checkpoint::Checkpointed,
     retention,
     store::{Scan, Segment, Store},
@@ -125,6 +125,37 @@ async fn two_instances_on_one_store_count_once() {
             assert_eq!(row.ledger.outcomes().counted, log.head as u64);
             assert_eq!(row.ledger.valid_batches(), 40);
         }
+    }
+}
+
+#[tokio::test]
+async fn an_instance_that_retention_outran_overwrites_nothing() {
+    let stores = Stores::new();
+    for open in stores.each().await {
+        let mut log = Log::default();
+        (0..8).for_each(|n| log.push(&events(NOW_S - 300 + n, 5)));
+        let mut slow = Instance::start(open(), Config::default()).await;
+        let mut prompt = Instance::start(open(), Config::default()).await;
+        prompt.follow(0, &log, 6).await;
+        // Retention took what the slow one had not read: to it, the first five batches are a hole.
+        let mut polled = Polled::default();
+        polled.push_record(0, 5, log.records[5].clone().into());
+        let mut prepared = apply::prepare(&slow.fold, polled, NOW_S * 1_000_000, &slow.metrics);
+        let error = prepared.write(&slow.store).await.expect_err("no hole");
+        assert!(matches!(error, ApplyError::Diverged { .. }), "{error}");
+        // Nor may it go on from there, where both stand at the same place of the log and of the source.
+        prepared.apply(&mut slow.fold, &slow.metrics);
+        assert_eq!(slow.fold.row(0).ledger.outcomes().missing, 25);
+        let mut prepared = slow.prepare(0, &log, 2);
+        let error = prepared
+            .write(&slow.store)
+            .await
+            .expect_err("not its chain");
+        assert!(matches!(error, ApplyError::Diverged { .. }), "{error}");
+        let rows = slow.store.chains(&[0]).await.expect("the chain");
+        assert_eq!(rows[0].ledger, prompt.fold.row(0).ledger);
+        prompt.follow(0, &log, 10).await;
+        assert_eq!(total(&prompt, NOW_S - 900, NOW_S).await.count, 40);
     }
 }
 

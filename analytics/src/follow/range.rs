@@ -8,7 +8,8 @@ use std::{future::pending, sync::Arc};
 use streamgauge_kafka::{KafkaError, LogReader, Watermarks};
 use tokio::task::JoinHandle;
 
-use super::session::Session;
+use super::{Ended, session::Session};
+use crate::view::ChainRow;
 
 /// The ends of a partition of `metrics-data`, or why they are not known.
 pub struct Answer {
@@ -71,7 +72,8 @@ impl RangeLook {
 
 impl Session<'_> {
     /// Acts on what a look found.
-    pub(super) fn take_range(&mut self, answers: &[Answer]) {
+    pub(super) async fn take_range(&mut self, answers: &[Answer]) -> Result<(), Ended> {
+        self.take_over_the_store(answers).await?;
         let topic = self.parts.config.topics.metrics.as_str();
         let mut answered = 0;
         let mut beyond = None;
@@ -85,6 +87,7 @@ impl Session<'_> {
                 Ok(found) => {
                     answered += 1;
                     if position < found.low {
+                        // The store has not read them either.
                         tracing::error!(
                             partition,
                             position,
@@ -110,5 +113,43 @@ impl Session<'_> {
         } else {
             self.range.needed();
         }
+        Ok(())
+    }
+
+    /// Where retention outran this instance, but not another one on the same store, the store has what is gone from the
+    /// log: memory is built anew from it.
+    async fn take_over_the_store(&self, answers: &[Answer]) -> Result<(), Ended> {
+        let is_outrun = |answer: &&Answer| {
+            let low = answer.found.as_ref().map_or(0, |found| found.low);
+            self.fold.row(answer.partition).delta_position < low
+        };
+        let outrun: Vec<i32> = answers
+            .iter()
+            .filter(is_outrun)
+            .map(|one| one.partition)
+            .collect();
+        if outrun.is_empty() {
+            return Ok(());
+        }
+        let rows = tokio::select! {
+            rows = self.parts.store.chains(&outrun) => rows,
+            () = self.parts.shutdown.triggered() => return Err(Ended::Shutdown),
+        };
+        match rows {
+            Ok(rows) => {
+                let is_ahead = |row: &ChainRow| {
+                    row.delta_position > self.fold.row(row.partition).delta_position
+                };
+                if rows.iter().any(is_ahead) {
+                    tracing::warn!(
+                        "retention outran this instance; the store has what another one read"
+                    );
+                    return Err(Ended::Reload);
+                }
+            }
+            // The write that finds the hole will be refused, should the store have no hole there.
+            Err(error) => self.parts.store_failed(&error),
+        }
+        Ok(())
     }
 }

@@ -89,10 +89,7 @@ impl<'a> Session<'a> {
                 }
                 done = finished(&mut self.checkpoint) => self.finish_checkpoint(done).await,
                 () = self.parts.overtaken.notified() => self.follow_checkpoint().await,
-                answers = self.range.looked() => {
-                    self.take_range(&answers);
-                    Ok(())
-                }
+                answers = self.range.looked() => self.take_range(&answers).await,
                 _ = checkpoints.tick() => {
                     self.begin_checkpoint();
                     Ok(())

@@ -10,7 +10,7 @@ use super::BucketRow;
 use crate::view::{CellValue, ChainRow, Parts};
 
 /// The numbers of a chain row after the partition, in the order of the table's columns.
-pub(super) fn chain_values(row: &ChainRow) -> [i64; 14] {
+pub(super) fn chain_values(row: &ChainRow) -> [i64; 16] {
     let (ledger, outcomes) = (&row.ledger, row.ledger.outcomes());
     [
         ledger.base(),
@@ -27,6 +27,8 @@ pub(super) fn chain_values(row: &ChainRow) -> [i64; 14] {
         row.watermark_us,
         row.as_of_us,
         i64::from(row.gap),
+        stored(row.holes),
+        row.hole_at,
     ]
 }
 
@@ -71,6 +73,8 @@ where
         watermark_us: signed("watermark_us")?,
         as_of_us: signed("as_of_us")?,
         gap: signed("gap")? != 0,
+        holes: count("holes")?,
+        hole_at: signed("hole_at")?,
     })
 }
 

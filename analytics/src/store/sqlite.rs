@@ -84,7 +84,8 @@ async fn begin(pool: &SqlitePool) -> Result<sqlx::Transaction<'static, Sqlite>, 
     pool.begin_with("BEGIN IMMEDIATE").await
 }
 
-/// Moves one chain; `false` when the row is not as expected.
+/// Moves one chain; `false` when the row is not as expected. The holes belong to what is expected: an instance that
+/// retention outran has counted as missing what another one counted, and stands at the same place all the same.
 async fn swap_chain(
     connection: &mut SqliteConnection,
     before: &ChainRow,
@@ -92,11 +93,12 @@ async fn swap_chain(
 ) -> Result<bool, sqlx::Error> {
     let is_first = before.delta_position == 0;
     let sql = if is_first {
-        "INSERT INTO chain VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15) ON CONFLICT DO NOTHING"
+        "INSERT INTO chain VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17) ON CONFLICT DO NOTHING"
     } else {
         "UPDATE chain SET base = $2, head = $3, delta_position = $4, counted = $5, duplicate = $6, late = $7, \
          dead_lettered = $8, missing = $9, no_record = $10, valid_batches = $11, void_batches = $12, \
-         watermark_us = $13, as_of_us = $14, gap = $15 WHERE partition = $1 AND delta_position = $16 AND head = $17"
+         watermark_us = $13, as_of_us = $14, gap = $15, holes = $16, hole_at = $17 \
+         WHERE partition = $1 AND delta_position = $18 AND head = $19 AND holes = $20 AND hole_at = $21"
     };
     let mut statement = query(sql).bind(after.partition);
     for value in rows::chain_values(after) {
@@ -105,7 +107,9 @@ async fn swap_chain(
     if !is_first {
         statement = statement
             .bind(before.delta_position)
-            .bind(before.ledger.head());
+            .bind(before.ledger.head())
+            .bind(rows::stored(before.holes))
+            .bind(before.hole_at);
     }
     Ok(statement.execute(connection).await?.rows_affected() == 1)
 }

@@ -20,6 +20,11 @@ pub struct ChainRow {
     pub as_of_us: i64,
     /// Whether records that were due are gone, and the end of the log was not reached since.
     pub gap: bool,
+    /// Source offsets whose batches retention removed unread; part of what the ledger says is missing.
+    pub holes: u64,
+    /// Where in `metrics-data` the latest of these holes was found; 0 when there was none. Retention does not take from
+    /// two readers alike, so this and `holes` tell whether they have read the same.
+    pub hole_at: i64,
 }
 
 /// What is to be done with a record of `metrics-data`.
@@ -49,6 +54,8 @@ impl ChainRow {
             watermark_us: 0,
             as_of_us: 0,
             gap: false,
+            holes: 0,
+            hole_at: 0,
         }
     }
 
@@ -66,6 +73,7 @@ impl ChainRow {
             (Judged::Valid { hole }, Some((range, outcomes))) => {
                 if hole > 0 {
                     self.skip(range.from(), hole);
+                    self.hole_at = offset;
                 }
                 self.ledger.offer(range, outcomes);
             }
@@ -82,6 +90,17 @@ impl ChainRow {
         outcomes.missing = outcomes.missing.saturating_add(hole);
         let (valid, void) = (ledger.valid_batches(), ledger.void_batches());
         self.ledger = Ledger::restored(ledger.base(), to, outcomes, valid, void);
+        self.holes = self.holes.saturating_add(hole);
+    }
+
+    /// Whether this row, at or beyond `other`, has counted what led to `other`. Retention may have outrun one of the two
+    /// readers: it has a hole that the other has not, or is still in a gap and stands at an earlier head.
+    pub fn includes(&self, other: &Self) -> bool {
+        let same_holes = (self.holes, self.hole_at) == (other.holes, other.hole_at);
+        if self.delta_position == other.delta_position {
+            return same_holes && self.ledger.head() == other.ledger.head();
+        }
+        same_holes && self.ledger.head() >= other.ledger.head() && !other.gap
     }
 
     fn count_void(&mut self) {

@@ -121,12 +121,20 @@ pub struct Owner {
     pub revoked: bool,
     /// Its last read of the chain was a flawed one.
     pub flawed: bool,
+    /// How far its clock is ahead of the world's.
+    skew_ms: u64,
 }
 
 impl Owner {
-    pub fn new(id: u64, settings: Arc<Settings>, committed: Option<(i64, String)>) -> Self {
+    pub fn new(
+        id: u64,
+        settings: Arc<Settings>,
+        committed: Option<(i64, String)>,
+        skew_ms: u64,
+    ) -> Self {
         Self {
             id,
+            skew_ms,
             partition: Partition::new(settings),
             todo: VecDeque::new(),
             chain: VecDeque::new(),
@@ -157,13 +165,15 @@ impl Owner {
 
     pub fn handle(&mut self, input: Input<'_>, now_ms: u64) {
         let mut effects = Vec::new();
-        self.partition.handle(input, now_ms, &mut effects);
+        self.partition
+            .handle(input, now_ms + self.skew_ms, &mut effects);
         self.todo.extend(effects);
     }
 
     /// Hands a record in; false when it has to come again.
     pub fn take(&mut self, ticket: Ticket, record: &SourceRecord<'_>, now_ms: u64) -> bool {
         let mut effects = Vec::new();
+        let now_ms = now_ms + self.skew_ms;
         let taken = self.partition.take(ticket, record, now_ms, &mut effects);
         self.todo.extend(effects);
         match taken {

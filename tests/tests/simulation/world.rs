@@ -1,5 +1,7 @@
 //! The modelled world: logs, group, network and time, and the schedule that a seed draws.
 
+mod readers;
+
 use std::{collections::HashSet, fmt::Write, sync::Arc};
 
 use bytes::Bytes;
@@ -11,15 +13,20 @@ use streamgauge_consumer::core::{
 };
 
 use crate::{
+    coverage::Coverage,
     judge::Judge,
     owner::{Answer, Owner, Reading},
     random::Random,
+    reader::Reader,
     source::Source,
+    store::ModelStore,
 };
 
 const HORIZON_US: i64 = 800_000;
 const ACCEPTED_AGE_US: i64 = 3_600_000_000;
 const OWNERS_MAX: usize = 4;
+/// How far one clock may lie behind another.
+const SKEW_MS_MAX: u64 = 7_200_000;
 
 /// What a seed stands for.
 #[derive(Clone, Copy, Debug)]
@@ -29,6 +36,8 @@ pub struct WorldConfig {
     pub told: bool,
     /// The judge ignores the rule.
     pub ignore_rule: bool,
+    /// The store lets whoever writes last win.
+    pub ignore_swap: bool,
 }
 
 impl WorldConfig {
@@ -37,68 +46,8 @@ impl WorldConfig {
             seed,
             told: false,
             ignore_rule: false,
+            ignore_swap: false,
         }
-    }
-}
-
-/// How often each fault occurred.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct Coverage {
-    crashes: u64,
-    handovers: u64,
-    zombies: u64,
-    lost_acknowledgements: u64,
-    failed_writes: u64,
-    late_writes: u64,
-    placeless_acknowledgements: u64,
-    truncations: u64,
-    holes: u64,
-    overtaken: u64,
-    void: u64,
-    stale_records: u64,
-    incomplete_reads: u64,
-    garbage: u64,
-}
-
-impl Coverage {
-    fn counts(&self) -> [u64; 14] {
-        [
-            self.crashes,
-            self.handovers,
-            self.zombies,
-            self.lost_acknowledgements,
-            self.failed_writes,
-            self.late_writes,
-            self.placeless_acknowledgements,
-            self.truncations,
-            self.holes,
-            self.overtaken,
-            self.void,
-            self.stale_records,
-            self.incomplete_reads,
-            self.garbage,
-        ]
-    }
-
-    pub fn add(&mut self, other: Coverage) {
-        self.crashes += other.crashes;
-        self.handovers += other.handovers;
-        self.zombies += other.zombies;
-        self.lost_acknowledgements += other.lost_acknowledgements;
-        self.failed_writes += other.failed_writes;
-        self.late_writes += other.late_writes;
-        self.placeless_acknowledgements += other.placeless_acknowledgements;
-        self.truncations += other.truncations;
-        self.holes += other.holes;
-        self.overtaken += other.overtaken;
-        self.void += other.void;
-        self.stale_records += other.stale_records;
-        self.incomplete_reads += other.incomplete_reads;
-        self.garbage += other.garbage;
-    }
-
-    pub fn is_complete(&self) -> bool {
-        self.counts().iter().all(|count| *count >= 100)
     }
 }
 
@@ -112,12 +61,17 @@ pub struct World {
     truncates: bool,
     deltas: Vec<Bytes>,
     deltas_low: i64,
+    /// Retention of `metrics-data` takes what analytics has not read.
+    cuts: bool,
     /// Writes that were reported as failed and may yet land.
     under_way: Vec<Bytes>,
     dead: HashSet<i64>,
     committed: Option<(i64, String)>,
     owners: Vec<Owner>,
     next_owner: u64,
+    store: Arc<ModelStore>,
+    readers: Vec<Reader>,
+    next_reader: u64,
     settings: Settings,
     judge: Judge,
     coverage: Coverage,
@@ -128,19 +82,24 @@ pub struct World {
 impl World {
     pub fn new(config: WorldConfig) -> Self {
         let mut random = Random::new(config.seed);
-        let truncates = random.percent(25);
+        let (truncates, cuts) = (random.percent(25), random.percent(15));
         let settings = settings(&mut random);
+        let store = ModelStore::new(random.fork(), config.ignore_swap);
         Self {
             now_ms: 1_000,
             source: Source::new(truncates, HORIZON_US, ACCEPTED_AGE_US),
             truncates,
             deltas: Vec::new(),
             deltas_low: 0,
+            cuts,
             under_way: Vec::new(),
             dead: HashSet::new(),
             committed: None,
             owners: Vec::new(),
             next_owner: 0,
+            store: Arc::new(store),
+            readers: Vec::new(),
+            next_reader: 0,
             settings,
             judge: Judge::new(config.ignore_rule),
             coverage: Coverage::default(),
@@ -156,7 +115,17 @@ impl World {
     }
 
     pub fn coverage(&self) -> Coverage {
-        self.coverage
+        let mut coverage = self.coverage;
+        let seen = self.store.lock().seen;
+        coverage.store_failures += seen.failed;
+        coverage.store_unheard += seen.unheard;
+        coverage.store_late += seen.late;
+        coverage.store_conflicts += seen.conflicts;
+        for reader in &self.readers {
+            coverage.checkpoints_overtaken += reader.overtaken;
+            coverage.outrun += reader.outrun;
+        }
+        coverage
     }
 
     /// Runs the seed: a stormy part, then calm until everything is counted.
@@ -168,8 +137,13 @@ impl World {
                 self.source.append(&mut self.random);
             }
             self.step()?;
+            // Where retention outruns analytics, analytics is slow.
+            if self.random.percent(if self.cuts { 15 } else { 60 }) {
+                self.step_readers()?;
+            }
         }
-        self.rest()
+        self.rest()?;
+        self.rest_readers()
     }
 
     fn rest(&mut self) -> Result<(), String> {
@@ -187,6 +161,7 @@ impl World {
         for _ in 0..3_000 {
             self.now_ms += 3;
             self.step_owner(0)?;
+            self.step_readers()?;
             let idle =
                 self.owners[0].head() == self.source.high() && self.owners[0].todo.is_empty();
             if idle && self.judge.ledger.head() == self.source.high() {
@@ -237,8 +212,9 @@ impl World {
         };
         let committed = self.committed.clone();
         self.tell(|| format!("owner {id} starts at {committed:?}"));
+        let skew_ms = self.random.below(SKEW_MS_MAX);
         self.owners
-            .push(Owner::new(id, Arc::new(settings), committed));
+            .push(Owner::new(id, Arc::new(settings), committed, skew_ms));
     }
 
     fn crash(&mut self) {
@@ -303,10 +279,19 @@ impl World {
             .and_then(|(h, text)| Checkpoint::parse(*h, text));
         if let Some(checkpoint) = checkpoint {
             let least = self.owners.iter().map(|owner| owner.delta_position());
-            let safe = least
+            let mut safe = least
                 .min()
                 .unwrap_or(i64::MAX)
                 .min(checkpoint.delta_position);
+            let unread = self
+                .store
+                .lock()
+                .chain
+                .map_or(0, |chain| chain.delta_position);
+            if !self.cuts {
+                safe = safe.min(unread);
+            }
+            self.coverage.cuts += u64::from(safe > unread.max(self.deltas_low));
             self.deltas_low = self.deltas_low.max(safe);
         }
     }
@@ -314,6 +299,7 @@ impl World {
     /// Someone else writes to `metrics-data`: it counts for nobody, and takes an offset.
     fn scribble(&mut self) {
         self.deltas.push(Bytes::from_static(b"garbage"));
+        self.judge.read_garbage();
         self.coverage.garbage += 1;
         self.tell(|| String::from("garbage lands"));
     }
@@ -566,7 +552,7 @@ fn settings(random: &mut Random) -> Settings {
         quantiles: false,
     };
     Settings {
-        plan: Arc::new(Plan::compile(&[series], false).expect("one series")),
+        plan: Arc::new(Plan::compile(&[series], true).expect("one series")),
         writer: String::new(),
         batch_wait_ms: random.below(20),
         batch_records_max: 1 + random.below(8),

@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, HashSet};
 
 use bytes::Bytes;
+use streamgauge_analytics::view::ChainRow;
 use streamgauge_chain::{Ledger, Outcomes, Verdict, delta};
 use streamgauge_proto::v1::DeltaBatch;
 
@@ -15,6 +16,8 @@ pub struct Judge {
     /// Takes every batch for valid: the mutation that must be found.
     ignore_rule: bool,
     valid: HashSet<(i64, i64)>,
+    /// The ledger behind each record of the log.
+    behind: Vec<Ledger>,
     /// Whole events counted, by key.
     counted: BTreeMap<String, u64>,
 }
@@ -26,6 +29,7 @@ impl Judge {
             ledger: Ledger::starting_at(0),
             ignore_rule,
             valid,
+            behind: Vec::new(),
             counted,
         }
     }
@@ -45,6 +49,7 @@ impl Judge {
         let range = delta::range(&batch).map_err(|error| error.to_string())?;
         let outcomes = delta::outcomes(&batch);
         let verdict = self.ledger.offer(range, outcomes);
+        self.behind.push(self.ledger);
         if verdict == Verdict::Void && !self.ignore_rule {
             return Ok(verdict);
         }
@@ -60,6 +65,78 @@ impl Judge {
         self.add(&batch)?;
         self.check_counts(source)?;
         Ok(verdict)
+    }
+
+    /// A record that is not a batch.
+    pub fn read_garbage(&mut self) {
+        self.behind.push(self.ledger);
+    }
+
+    /// A chain in the store is the fold of the log up to its position.
+    ///
+    /// Where retention took batches that it had not read (`cut`), what it takes up behind them may be a batch that is
+    /// void for who has read them all. Then it still counts no offset twice, and adds up.
+    pub fn check_chain(&self, row: &ChainRow, source: &Source, cut: bool) -> Result<(), String> {
+        let position = row.delta_position.cast_unsigned() as usize;
+        let Some(expected) = position.checked_sub(1).and_then(|at| self.behind.get(at)) else {
+            return Err(format!(
+                "the store has read up to {position}, beyond the log"
+            ));
+        };
+        let is_same =
+            row.ledger.head() == expected.head() && row.ledger.outcomes() == expected.outcomes();
+        let adds_up = row.ledger.imbalance() == 0 && row.ledger.head() <= source.high();
+        if is_same || (cut && adds_up) {
+            return Ok(());
+        }
+        Err(format!(
+            "at {position} the store's chain is {:?}, not {expected:?}",
+            row.ledger
+        ))
+    }
+
+    /// Figures of analytics, by key as text. Where retention has cut, none may be more than the source holds.
+    pub fn check_figures(
+        &self,
+        found: &BTreeMap<String, u64>,
+        source: &Source,
+        cut: bool,
+    ) -> Result<(), String> {
+        let as_text = |(key, count): (&str, &u64)| (format!("[\"{key}\"]"), *count);
+        let counted = self
+            .counted
+            .iter()
+            .map(|(key, count)| (key.as_str(), count));
+        let due: BTreeMap<String, u64> = counted.map(as_text).collect();
+        if *found == due {
+            return Ok(());
+        }
+        let all = expected_counts(source, 0, source.high());
+        let all: BTreeMap<String, u64> = all
+            .iter()
+            .map(|(key, count)| as_text((key, count)))
+            .collect();
+        let mut counts = found.iter();
+        if cut && counts.all(|(key, count)| all.get(key).is_some_and(|due| count <= due)) {
+            return Ok(());
+        }
+        Err(format!("{found:?} was found, not {due:?}"))
+    }
+
+    /// The pages of the one user are the keys of the one series.
+    pub fn check_users(
+        &self,
+        users: &BTreeMap<String, u64>,
+        keys: &BTreeMap<String, u64>,
+    ) -> Result<(), String> {
+        let pages: BTreeMap<String, u64> = users
+            .iter()
+            .map(|(page, count)| (format!("[\"{page}\"]"), *count))
+            .collect();
+        if pages == *keys {
+            return Ok(());
+        }
+        Err(format!("the user's pages are {pages:?}, not {keys:?}"))
     }
 
     fn add(&mut self, batch: &DeltaBatch) -> Result<(), String> {

@@ -11,6 +11,11 @@ impl Random {
         Self(seed.wrapping_mul(0x2545_f491_4f6c_dd1d))
     }
 
+    /// A generator of its own, for something that must not disturb this one's sequence.
+    pub fn fork(&mut self) -> Self {
+        Self(self.next())
+    }
+
     fn next(&mut self) -> u64 {
         self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
         let mut mixed = self.0;

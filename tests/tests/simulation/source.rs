@@ -10,7 +10,7 @@ use streamgauge_proto::v1::Event;
 use crate::random::Random;
 
 /// Log time of the first record.
-const START_MS: i64 = 1_700_000_000_000;
+pub const START_MS: i64 = 1_700_000_000_000;
 
 /// How an offset must end.
 #[derive(Clone, Debug, PartialEq, Eq)]
