@@ -11,7 +11,7 @@ use kafka_protocol::messages::fetch_response::{FetchableTopicResponse, Partition
 use kafka_protocol::messages::{FetchRequest, FetchResponse};
 use tokio::sync::{Notify, OwnedSemaphorePermit};
 use tokio::time::Instant;
-use tracing::warn;
+use tracing::{error, warn};
 
 use super::{Asked, Context, disk};
 use crate::log::{LEADER_EPOCH, Partition, ReadError, Watch};
@@ -210,6 +210,11 @@ fn read_one(
             .with_high_watermark(high_watermark)
             .with_last_stable_offset(high_watermark)
             .with_log_start_offset(log.log_start()),
+        Err(error @ ReadError::Damaged { .. }) => {
+            error!(topic_partition = partition.partition, offset = partition.fetch_offset, %error,
+                "a log is damaged: what stands there is not served; restore it, or delete the records up to behind it");
+            failed(partition, E::CorruptMessage)
+        }
         Err(ReadError::Io(error)) => {
             warn!(%error, "reading a log failed");
             failed(partition, E::KafkaStorageError)

@@ -84,6 +84,8 @@ pub struct Partition {
     size_bytes: AtomicU64,
     recovery_cut_bytes: u64,
     recovery_set_aside_bytes: u64,
+    /// Reads that met with damage.
+    damaged_reads: AtomicU64,
     /// Fetches waiting for data: at most one per connection.
     waiters: Mutex<Vec<Arc<Notify>>>,
     /// Held by the one task that syncs; the others wait for its result.
@@ -164,6 +166,7 @@ impl Partition {
             size_bytes: AtomicU64::new(inner.size()),
             recovery_cut_bytes: recovered.truncated_bytes,
             recovery_set_aside_bytes: recovered.set_aside_bytes,
+            damaged_reads: AtomicU64::new(0),
             inner: Mutex::new(inner),
             settings,
             waiters: Mutex::default(),
@@ -204,6 +207,11 @@ impl Partition {
     /// How much of that is kept beside the log, in `*.damaged` files.
     pub fn recovery_set_aside_bytes(&self) -> u64 {
         self.recovery_set_aside_bytes
+    }
+
+    /// How often a read met with damage since the start.
+    pub fn damaged_reads(&self) -> u64 {
+        self.damaged_reads.load(Ordering::Relaxed)
     }
 
     /// Appends a validated batch.

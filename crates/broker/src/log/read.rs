@@ -1,12 +1,16 @@
 //! Reading from a partition: whole batches by offset, and offsets by time.
 //! The place is looked up under the partition's lock, the file is read without
-//! it. Nothing beyond the high watermark is ever returned.
+//! it. Nothing beyond the high watermark is ever returned, and nothing that is
+//! not what was stored: what does not match its checksum, or does not join up
+//! with what follows it, is told as damage. A disk may lose bytes of a file
+//! that was closed in order, and few clients check for themselves.
 
 use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use bytes::{Bytes, BytesMut};
 
@@ -20,6 +24,9 @@ pub enum ReadError {
     OutOfRange,
     #[error("reading the log failed")]
     Io(#[from] io::Error),
+    /// What is stored there is not what was written.
+    #[error("{} is damaged at or after byte {position}", path.display())]
+    Damaged { path: PathBuf, position: u64 },
 }
 
 /// What is needed to read a segment after its partition's lock is released.
@@ -28,6 +35,7 @@ struct Place {
     path: PathBuf,
     file: Arc<File>,
     size: u64,
+    end_offset: i64,
     locator: Locator,
 }
 
@@ -38,6 +46,14 @@ impl Partition {
     /// Reads whole batches from the one that holds `offset`, at least one and
     /// no more than `max_bytes` when the first fits; empty at the end.
     pub fn read(&self, offset: i64, max_bytes: usize) -> Result<Bytes, ReadError> {
+        let read = self.read_sound(offset, max_bytes);
+        if matches!(read, Err(ReadError::Damaged { .. })) {
+            self.damaged_reads.fetch_add(1, Ordering::Relaxed);
+        }
+        read
+    }
+
+    fn read_sound(&self, offset: i64, max_bytes: usize) -> Result<Bytes, ReadError> {
         let limit = self.high_watermark();
         if offset < self.log_start() || offset > limit {
             return Err(ReadError::OutOfRange);
@@ -53,11 +69,15 @@ impl Partition {
         let mut scanner = Scanner::new(&place, start);
         while let Some(header) = scanner.next_header()? {
             if header.next_offset() > offset {
-                return Ok(collect(&mut scanner, header, limit, max_bytes)?);
+                if header.base_offset > offset {
+                    break;
+                }
+                return collect(&mut scanner, header, limit, max_bytes);
             }
             scanner.skip(&header);
         }
-        Err(ReadError::OutOfRange)
+        // The segment has the offset, and no batch that holds it.
+        Err(scanner.damage())
     }
 
     fn place_of(&self, offset: i64) -> io::Result<Option<Place>> {
@@ -73,6 +93,7 @@ impl Partition {
             path: segment.path.clone(),
             file: segment.handle()?,
             size: segment.size,
+            end_offset: segment.end_offset,
             locator: segment.locate_offset(offset),
         }))
     }
@@ -113,6 +134,7 @@ impl Partition {
             path: segment.path.clone(),
             file: segment.handle()?,
             size: segment.size,
+            end_offset: segment.end_offset,
             locator: segment.locate_timestamp(timestamp),
         }))
     }
@@ -135,6 +157,7 @@ impl Partition {
                 path: segment.path.clone(),
                 file: segment.handle()?,
                 size: segment.size,
+                end_offset: segment.end_offset,
                 locator: segment.locate_timestamp(segment.max_timestamp),
             };
             (place, segment.max_timestamp)
@@ -163,6 +186,9 @@ impl Partition {
             }
             if header.next_offset() > log_start && wanted(&header) {
                 let batch = scanner.take(header.total_len)?;
+                if !batch::checksum_matches(&header, &batch) {
+                    return Err(io::Error::other(scanner.damage()));
+                }
                 if let Some(found) = pick(&header, &batch, log_start) {
                     return Ok(Some(found));
                 }
@@ -182,23 +208,40 @@ impl Place {
     }
 }
 
-/// Whole batches from the scanner's place on, in one read.
+/// Whole batches from the scanner's place on, in one read, as far as they are
+/// sound. A base offset is not part of a batch's checksum: it has to lead to
+/// the batch behind it, or to the end of the segment.
 fn collect(
     scanner: &mut Scanner<'_>,
     first: BatchHeader,
     limit: i64,
     max_bytes: usize,
-) -> io::Result<Bytes> {
-    let batches = scanner.take(max_bytes.max(first.total_len))?;
-    let mut end = 0;
-    while let Some(header) = batches.get(end..).and_then(BatchHeader::parse) {
-        let next = end.saturating_add(header.total_len);
-        if next > batches.len() || header.base_offset >= limit {
+) -> Result<Bytes, ReadError> {
+    let wanted = max_bytes.max(first.total_len);
+    // The header behind the last one is looked at, but not given.
+    let bytes = scanner.take(wanted.saturating_add(HEADER_LEN))?;
+    let (mut end, mut header) = (0, Some(first));
+    while let Some(batch) = header {
+        let next = end + batch.total_len;
+        if next > wanted || next > bytes.len() || batch.base_offset >= limit {
+            break;
+        }
+        header = bytes.get(next..).and_then(BatchHeader::parse);
+        let at_end = scanner.position + next as u64 == scanner.place.size;
+        let joins = match &header {
+            Some(following) => following.base_offset == batch.next_offset(),
+            None => at_end && batch.next_offset() == scanner.place.end_offset,
+        };
+        if !joins || !batch::checksum_matches(&batch, &bytes[end..]) {
             break;
         }
         end = next;
     }
-    Ok(batches.slice(..end))
+    match end {
+        // What comes first has to be given, so it is not sound.
+        0 => Err(scanner.damage()),
+        _ => Ok(bytes.slice(..end)),
+    }
 }
 
 /// Steps over batch headers from a position of a segment file, reading the
@@ -232,6 +275,13 @@ impl<'a> Scanner<'a> {
             .windowed(HEADER_LEN)
             .as_deref()
             .and_then(BatchHeader::parse))
+    }
+
+    fn damage(&self) -> ReadError {
+        ReadError::Damaged {
+            path: self.place.path.clone(),
+            position: self.position,
+        }
     }
 
     fn skip(&mut self, header: &BatchHeader) {

@@ -3,6 +3,8 @@
 use std::fs::OpenOptions;
 use std::os::unix::fs::FileExt;
 
+use bytes::Bytes;
+
 use super::tests::*;
 use super::*;
 
@@ -15,11 +17,15 @@ fn damaged_files(dir: &Path) -> Vec<PathBuf> {
 }
 
 fn flip(path: &Path, at: u64) {
+    flip_by(path, at, 1);
+}
+
+fn flip_by(path: &Path, at: u64, bits: u8) {
     let file = OpenOptions::new().read(true).write(true).open(path);
     let file = file.unwrap();
     let mut byte = [0];
     file.read_exact_at(&mut byte, at).unwrap();
-    file.write_all_at(&[byte[0] ^ 1], at).unwrap();
+    file.write_all_at(&[byte[0] ^ bits], at).unwrap();
 }
 
 fn total_size(paths: &[PathBuf]) -> u64 {
@@ -190,5 +196,45 @@ proptest! {
         prop_assert!(found.len() >= synced.len());
         prop_assert_eq!(&found[..synced.len()], &synced[..]);
         prop_assert_eq!(read_checked(&log, 500), log.high_watermark());
+    }
+
+    /// A disk may change or lose bytes of files that were closed in order, so
+    /// that nothing is scanned when they are opened again.
+    #[test]
+    fn what_a_disk_lost_is_told_and_never_served(
+        batches in 1usize..60,
+        index_files: bool,
+        which: prop::sample::Index,
+        at: prop::sample::Index,
+        flip in 1u8..,
+    ) {
+        let dir = tempfile::tempdir().unwrap();
+        let log = open(dir.path());
+        fill(&log, batches);
+        let before: Vec<Bytes> = (0..log.high_watermark())
+            .map(|offset| log.read(offset, 1).unwrap())
+            .collect();
+        log.close().unwrap();
+        drop(log);
+        let mut files = log_files(dir.path());
+        if index_files {
+            files.iter_mut().for_each(|path| *path = index::index_path(path));
+        }
+        let path = &files[which.index(files.len())];
+        let size = path.metadata().unwrap().len();
+        flip_by(path, at.index(size as usize) as u64, flip);
+
+        let log = open(dir.path());
+        let mut unread = 0;
+        for (offset, expected) in before.iter().enumerate() {
+            match log.read(offset as i64, 1) {
+                Ok(found) => prop_assert!(same_but_epochs(expected, &found), "{offset}"),
+                Err(_) => unread += 1,
+            }
+        }
+        let told = log.damaged_reads() > 0 || log.recovery_cut_bytes() > 0;
+        prop_assert!(unread == 0 || told);
+        // One byte costs no more than what lies between two entries of the index, and a batch on either side.
+        prop_assert!(unread <= 24 || log.recovery_cut_bytes() > 0, "{unread}");
     }
 }

@@ -348,7 +348,7 @@ proptest! {
     }
 }
 
-fn same_but_epochs(left: &[u8], right: &[u8]) -> bool {
+pub fn same_but_epochs(left: &[u8], right: &[u8]) -> bool {
     let (mut left, mut right) = (left.to_vec(), right.to_vec());
     for bytes in [&mut left, &mut right] {
         let mut at = 0;
