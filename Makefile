@@ -49,6 +49,10 @@ check: setup ## Format, lints, licences and sources, documentation
 simulate: setup ## Run the chain through SEEDS random schedules of crashes, zombies and rebalances
 	SIMULATION_SEEDS=$(SEEDS) cargo test -p streamgauge-tests --release --test simulation -- --nocapture
 
+.PHONY: fuzz
+fuzz: setup ## Fuzz each reader of foreign bytes for FUZZ_SECONDS (60)
+	scripts/fuzz
+
 .PHONY: bench
 bench: setup ## Measure side by side with Kafka's own tools, in one run (about ten minutes)
 	scripts/bench

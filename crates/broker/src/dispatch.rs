@@ -287,8 +287,23 @@ fn unsupported_version(envelope: Envelope) -> Result<Reply, RequestError> {
     encode(envelope, &response).map(Reply::Frame)
 }
 
+/// Reads a request as [`handle`] does, without doing what it says; whether it can be read.
+#[cfg(fuzzing)]
+pub fn can_be_read(mut frame: Bytes, max_elements: usize) -> Result<bool, RequestError> {
+    let envelope = Envelope::parse(&frame)?;
+    let Envelope { api, version, .. } = envelope;
+    if !envelope.is_served() {
+        return Ok(false);
+    }
+    let header_version = api.request_header_version(version);
+    shape::check_header(&frame, header_version >= 2, max_elements)?;
+    RequestHeader::decode(&mut frame, header_version).map_err(codec_error)?;
+    shape::check_body(api, version, &frame, max_elements)?;
+    Ok(decodes(api, version, frame))
+}
+
 /// Whether a body decodes, for tests of what is checked before it.
-#[cfg(test)]
+#[cfg(any(test, fuzzing))]
 pub fn decodes(api: ApiKey, version: i16, body: Bytes) -> bool {
     /// One arm per request.
     macro_rules! decodes {

@@ -25,6 +25,8 @@ mod durable;
 mod error;
 mod faults;
 mod frame;
+#[cfg(fuzzing)]
+pub mod fuzzing;
 mod group;
 mod log;
 mod node;
