@@ -23,7 +23,7 @@ use crate::{
     metrics::AnalyticsMetrics,
     pipeline::{self, Pipeline},
     service::Service,
-    store::{self, Observed, Store, TimeLimits},
+    store::{self, Observed, Store},
 };
 
 /// The service's name in logs, traces and metrics.
@@ -87,8 +87,7 @@ pub async fn run_with_store(
     config.check()?;
     deps.tracer.register(&deps.metrics);
     let metrics = AnalyticsMetrics::register(&deps.metrics);
-    let limits = TimeLimits::from(&config.store);
-    let store: Arc<dyn Store> = Arc::new(Observed::new(store, limits, metrics.clone()));
+    let store: Arc<dyn Store> = Arc::new(Observed::new(store, &config.store, metrics.clone()));
     let config = Arc::new(config);
     let health = Health::new(SERVICE);
     let view = Arc::new(ArcSwapOption::empty());
@@ -116,7 +115,11 @@ pub async fn run_with_store(
         config: Arc::clone(&config),
     };
     let view_up = health.condition("view");
-    let pipeline = Pipeline { parts, view_up };
+    let pipeline = Pipeline {
+        parts,
+        view_up,
+        checker: service.checker(),
+    };
     let shared = Shared {
         service,
         live,

@@ -271,6 +271,7 @@ impl Prepared {
         let mut applied = Applied::default();
         for one in self.partitions {
             let partition = one.after.partition;
+            one.note_strays(fold);
             fold.set_row(one.after);
             applied.moved.push(partition);
             for record in one.records {
@@ -289,6 +290,22 @@ impl Prepared {
 }
 
 impl Move {
+    /// Remembers void batches that began beyond the head.
+    fn note_strays(&self, fold: &mut Fold) {
+        let mut head = self.before.ledger.head();
+        let strays = fold.strays(self.after.partition);
+        for record in &self.records {
+            match (record.judged, record.offered()) {
+                (Judged::Valid { .. }, Some((range, _))) => {
+                    head = head.max(range.to());
+                    strays.went_on(head);
+                }
+                (Judged::Void, Some((range, _))) => strays.void(head, range, record.offset),
+                _ => {}
+            }
+        }
+    }
+
     fn advance(&self) -> Advance {
         let valid = |record: &&Record| {
             matches!(record.judged, Judged::Valid { .. })

@@ -42,6 +42,8 @@ pub struct Config {
     pub query: QueryConfig,
     /// Streams of changes.
     pub live: LiveConfig,
+    /// How the ledger is judged.
+    pub ledger: LedgerConfig,
     /// Logs and traces.
     pub telemetry: TelemetryConfig,
     /// Time to finish what is under way at shutdown, in milliseconds.
@@ -67,6 +69,7 @@ impl Default for Config {
             retention: RetentionConfig::default(),
             query: QueryConfig::default(),
             live: LiveConfig::default(),
+            ledger: LedgerConfig::default(),
             telemetry: TelemetryConfig::default(),
             shutdown_deadline_ms: 10_000,
         }
@@ -190,7 +193,7 @@ pub struct StoreConfig {
     pub connect: BackoffConfig,
     /// Attempts at one write. When they are used up reading stops and they begin anew: nothing is lost.
     pub write: BackoffConfig,
-    /// When queries stop asking a store that fails.
+    /// When a store that fails is left alone for a while. Nothing is asked of it then but a probe.
     pub breaker: BreakerConfig,
 }
 
@@ -403,6 +406,22 @@ impl Default for LiveConfig {
             queue_changes_max: 256,
             keys_max: 100,
             clients_max: 256,
+        }
+    }
+}
+
+/// How the ledger is judged.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct LedgerConfig {
+    /// How often the store's rows are read back and added up, in milliseconds.
+    pub check_interval_ms: u64,
+}
+
+impl Default for LedgerConfig {
+    fn default() -> Self {
+        Self {
+            check_interval_ms: 10_000,
         }
     }
 }

@@ -5,7 +5,6 @@ use std::time::Duration;
 use streamgauge_kafka::KafkaError;
 use streamgauge_lifecycle::{BindError, ReflectionError};
 use streamgauge_proto::{ErrorCode, Problem};
-use streamgauge_resilience::BreakerError;
 
 use crate::store::StoreError;
 
@@ -42,17 +41,17 @@ pub enum Error {
 }
 
 /// The answer to a query that the store failed.
-pub fn store_problem(error: BreakerError<StoreError>) -> Problem {
+pub fn store_problem(error: StoreError) -> Problem {
     match error {
-        BreakerError::Open(open) => unavailable(open.retry_after),
-        BreakerError::Inner(StoreError::TooManyRows(rows)) => Problem::new(
+        StoreError::Resting { retry_after, .. } => unavailable(retry_after),
+        StoreError::TooManyRows(rows) => Problem::new(
             ErrorCode::InvalidValue,
             format!(
                 "the query would read more than {rows} rows; take a shorter range or a longer step"
             ),
         )
         .field("range"),
-        BreakerError::Inner(error) => {
+        error => {
             tracing::warn!(%error, "a query could not read the store");
             unavailable(Duration::from_secs(1))
         }

@@ -189,11 +189,9 @@ impl Analytics for Calls {
         &self,
         request: Request<v1::LedgerRequest>,
     ) -> Result<Response<v1::LedgerResponse>, Status> {
-        self.answer(
-            METHODS[4],
-            request,
-            |service, _| async move { service.ledger() },
-        )
+        self.answer(METHODS[4], request, |service, request| async move {
+            service.judged_ledger(request).await
+        })
         .await
     }
 

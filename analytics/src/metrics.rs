@@ -3,6 +3,7 @@
 
 use std::sync::Arc;
 
+use streamgauge_audit::Stage;
 use streamgauge_resilience::{BreakerObserver, BreakerState};
 use streamgauge_telemetry::{
     Metrics,
@@ -70,6 +71,7 @@ pub enum StoreOp {
     Scan,
     UserPages,
     Expire,
+    Sums,
 }
 
 impl StoreOp {
@@ -87,6 +89,7 @@ impl StoreOp {
             Self::Scan => "scan",
             Self::UserPages => "user_pages",
             Self::Expire => "expire",
+            Self::Sums => "sums",
         }
     }
 }
@@ -155,7 +158,8 @@ pub const STAGES: [&str; 4] = ["apply", "store", "checkpoint", "query"];
 /// The outcome of `events_processed_total`.
 pub const APPLIED: &str = "applied";
 
-const ERRORS: [(&str, &str); 9] = [
+const ERRORS: [(&str, &str); 10] = [
+    ("ledger", "store"),
     ("apply", "undecodable"),
     ("apply", "hole"),
     ("apply", "sketch"),
@@ -166,7 +170,8 @@ const ERRORS: [(&str, &str); 9] = [
     ("kafka", "ends"),
     ("query", "store"),
 ];
-const OPS: [StoreOp; 11] = [
+const OPS: [StoreOp; 12] = [
+    StoreOp::Sums,
     StoreOp::Migrate,
     StoreOp::Contents,
     StoreOp::Chains,
@@ -253,6 +258,9 @@ impl AnalyticsMetrics {
         }
         self.connections(Connections::default());
         self.ledger_imbalance(0);
+        for stage in [Stage::Log, Stage::Store] {
+            self.ledger_stage(stage, 0);
+        }
         self.transition_to_zero();
     }
 
@@ -382,6 +390,18 @@ impl AnalyticsMetrics {
         self.imbalance
             .get_or_create(&StageLabel { stage: "analytics" })
             .set(offsets);
+    }
+
+    /// Tells by how many events a part of the pipeline does not balance, signs aside.
+    pub fn ledger_stage(&self, stage: Stage, events: i64) {
+        let stage = match stage {
+            Stage::Log | Stage::Producer => "log",
+            Stage::Store => "store",
+            Stage::Ledger => "analytics",
+        };
+        self.imbalance
+            .get_or_create(&StageLabel { stage })
+            .set(events);
     }
 
     /// Records an operation of the store.

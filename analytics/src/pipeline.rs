@@ -14,6 +14,7 @@ use crate::{
     config::Config,
     error::Error,
     follow::{self, Found},
+    ledger::Checker,
     load, retention,
     source::{SourceEnds, Watcher},
     store::StoreError,
@@ -29,6 +30,8 @@ pub struct Pipeline {
     pub parts: follow::Parts,
     /// Whether the store was read, so that queries have answers.
     pub view_up: Condition,
+    /// Who reads the store back.
+    pub checker: Arc<Checker>,
 }
 
 impl Pipeline {
@@ -76,7 +79,9 @@ impl Pipeline {
             }
             followed
         };
-        let ((), (), followed) = tokio::join!(watcher.run(shutdown.clone()), expiring, following);
+        let checking = self.checker.run(shutdown.clone());
+        let watching = watcher.run(shutdown.clone());
+        let ((), (), (), followed) = tokio::join!(watching, expiring, checking, following);
         followed
     }
 

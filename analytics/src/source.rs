@@ -7,13 +7,15 @@ use streamgauge_kafka::LogReader;
 use streamgauge_lifecycle::{SharedClock, Shutdown};
 use tokio::sync::watch;
 
-use crate::{config::TopicsConfig, metrics::AnalyticsMetrics, service::SharedView};
+use crate::{
+    config::TopicsConfig, metrics::AnalyticsMetrics, service::SharedView, view::SourceEnd,
+};
 
 /// Ends of the source partitions, where known.
 #[derive(Clone, Debug, Default)]
 pub struct SourceEnds {
-    /// The end, and when it was asked for, by the monotonic clock.
-    pub by_partition: BTreeMap<i32, (i64, Duration)>,
+    /// The ends, and when they were asked for, by the monotonic clock.
+    pub by_partition: BTreeMap<i32, (SourceEnd, Duration)>,
 }
 
 /// Asks until the shutdown.
@@ -48,12 +50,15 @@ impl Watcher {
     async fn ask(&self) {
         let mut found = self.ends.borrow().clone();
         for partition in 0..self.partitions {
-            let asked_at = self.clock.monotonic();
+            let (asked_at, head_before) = (self.clock.monotonic(), self.head(partition));
             match self.reader.watermarks(&self.topics.events, partition).await {
                 Ok(watermarks) => {
-                    found
-                        .by_partition
-                        .insert(partition, (watermarks.high, asked_at));
+                    let end = SourceEnd {
+                        low: watermarks.low,
+                        high: watermarks.high,
+                        head_before,
+                    };
+                    found.by_partition.insert(partition, (end, asked_at));
                 }
                 Err(error) => {
                     tracing::debug!(partition, %error, "the end of a source partition is not known");
@@ -69,6 +74,13 @@ impl Watcher {
         self.ends.send_replace(found);
     }
 
+    /// Where the chain stands; at the beginning while nobody knows.
+    fn head(&self, partition: i32) -> i64 {
+        let view = self.view.load_full();
+        let row = view.and_then(|view| view.chains.get(&partition).copied());
+        row.map_or(0, |row| row.ledger.head())
+    }
+
     fn tell_lag(&self, found: &SourceEnds) {
         // Until the store was read nobody knows how far its chain is.
         let Some(view) = self.view.load_full() else {
@@ -82,7 +94,7 @@ impl Watcher {
             let (group, topic) = (&self.topics.group, &self.topics.events);
             self.metrics
                 .core
-                .set_lag(group, topic, *partition, (end - head).max(0));
+                .set_lag(group, topic, *partition, (end.high - head).max(0));
         }
     }
 }

@@ -231,7 +231,7 @@ async fn rest_and_grpc_give_one_answer() {
         (&json!(grpc.count), Some(grpc.pages.len()))
     );
     let grpc = calls
-        .ledger(v1::LedgerRequest {})
+        .ledger(v1::LedgerRequest::default())
         .await
         .expect("an answer")
         .into_inner();

@@ -118,6 +118,7 @@ impl Parts {
             clock: deps.clock.clone(),
             limits: config.limits.events(),
             topic: config.topics.events.clone(),
+            since_us: deps.clock.now_us(),
         };
         Self {
             intake: Arc::new(intake),

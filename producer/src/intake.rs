@@ -36,6 +36,8 @@ pub struct Intake {
     pub clock: SharedClock,
     pub limits: EventLimits,
     pub topic: String,
+    /// When the service started, microseconds.
+    pub since_us: i64,
 }
 
 /// What a request says about all of its events.

@@ -18,6 +18,7 @@ pub mod event;
 mod grpc;
 mod http;
 mod intake;
+mod ledger;
 mod metrics;
 mod publish;
 

@@ -19,6 +19,7 @@ use streamgauge_telemetry::{Metrics, TraceContext};
 use crate::config::MetricsConfig;
 use crate::event::Batch;
 use crate::event::encode::Entry;
+use crate::ledger::{Ended, Ledger};
 use crate::publish::{Fate, Unacknowledged};
 
 /// The breaker on publishing, by its name in metrics and logs.
@@ -169,6 +170,7 @@ struct Inner {
     core: Core,
     http: HttpMetrics,
     rpc: RpcMetrics,
+    ledger: Ledger,
     received: Counter,
     accepted: Counter,
     rejected: Family<ReasonLabels, Counter>,
@@ -206,10 +208,11 @@ impl LimitScope {
 }
 
 const SUBMIT_CODES: [u16; 12] = [200, 400, 401, 403, 405, 408, 413, 415, 429, 499, 500, 503];
-const METHODS: [&str; 3] = [
+const METHODS: [&str; 4] = [
     "streamgauge.v1.Submission/Submit",
     "streamgauge.v1.Submission/SubmitBatch",
     "streamgauge.v1.Submission/SubmitStream",
+    "streamgauge.v1.ProducerLedger/Read",
 ];
 
 impl ProducerMetrics {
@@ -227,11 +230,13 @@ impl ProducerMetrics {
             ("POST", "/v1/events", &SUBMIT_CODES[..]),
             ("POST", "/ingest", &SUBMIT_CODES[..]),
             ("POST", "/activity", &SUBMIT_CODES[..]),
+            ("GET", "/v1/ledger", &SUBMIT_CODES[..1]),
         ];
         let inner = Inner {
             core,
             http: HttpMetrics::register(metrics, &routes),
             rpc: RpcMetrics::register(metrics, &METHODS),
+            ledger: Ledger::default(),
             received: Counter::default(),
             accepted: Counter::default(),
             rejected: Family::default(),
@@ -253,6 +258,11 @@ impl ProducerMetrics {
         Self {
             inner: Arc::new(inner),
         }
+    }
+
+    /// What became of every event.
+    pub fn ledger(&self) -> &Ledger {
+        &self.inner.ledger
     }
 
     pub fn http(&self) -> &HttpMetrics {
@@ -323,8 +333,11 @@ impl ProducerMetrics {
 
     /// Opens the account of a request's events.
     pub fn receipt(&self, batch: &Batch) -> Receipt {
-        let rejected = batch.rejections().map(|rejection| rejection.code).collect();
+        let rejected: Vec<ErrorCode> = batch.rejections().map(|rejection| rejection.code).collect();
+        let events = (batch.ready() + rejected.len()) as u64;
+        self.inner.ledger.opened(events);
         Receipt {
+            events,
             inner: self.inner.clone(),
             rejected,
             ready: batch.ready() as u64,
@@ -483,6 +496,8 @@ impl Inner {
 #[derive(Debug)]
 pub struct Receipt {
     inner: Arc<Inner>,
+    /// All of them, those that were never valid too.
+    events: u64,
     rejected: Vec<ErrorCode>,
     ready: u64,
     settled: bool,
@@ -492,6 +507,7 @@ impl Receipt {
     /// Every valid event was acknowledged, except these.
     pub fn settle(mut self, batch: &Batch, unacknowledged: &[Unacknowledged]) {
         self.open_account();
+        self.close_account(unacknowledged);
         let inner = &*self.inner;
         inner
             .accepted
@@ -525,9 +541,33 @@ impl Receipt {
     /// No valid event was published, all for the same reason.
     pub fn fail(mut self, batch: &Batch, reason: FailReason) {
         self.open_account();
+        self.all_failed();
         for (kind, events) in batch.kinds() {
             self.inner.fail(kind.unwrap_or(OTHER), reason, events);
         }
+    }
+
+    /// Enters how the events ended in the ledger.
+    fn close_account(&self, unacknowledged: &[Unacknowledged]) {
+        let refused = |one: &&Unacknowledged| matches!(one.fate, Fate::Rejected(_));
+        let refused = unacknowledged.iter().filter(refused).count() as u64;
+        let unacknowledged = unacknowledged.len() as u64;
+        let ended = Ended {
+            accepted: self.ready - unacknowledged,
+            rejected: self.events - self.ready + refused,
+            failed: unacknowledged - refused,
+        };
+        self.inner.ledger.closed(self.events, ended);
+    }
+
+    /// Enters in the ledger that no valid event was published.
+    fn all_failed(&self) {
+        let ended = Ended {
+            accepted: 0,
+            rejected: self.events - self.ready,
+            failed: self.ready,
+        };
+        self.inner.ledger.closed(self.events, ended);
     }
 
     /// Counts the events as received, and those that were never valid.
@@ -546,6 +586,7 @@ impl Drop for Receipt {
     fn drop(&mut self) {
         if !self.settled {
             self.open_account();
+            self.all_failed();
             self.inner.fail(OTHER, FailReason::Abandoned, self.ready);
         }
     }

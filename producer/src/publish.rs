@@ -3,12 +3,13 @@
 //! An event is acknowledged when Kafka says so and never otherwise. What failed in a way that may pass is tried again
 //! with the same payload, and so the same event id, until the request's deadline; whoever reads the log dedupes.
 
+use std::collections::BTreeMap;
 use std::future::Future;
 use std::ops::Range;
 use std::pin::Pin;
 use std::time::Duration;
 
-use streamgauge_kafka::{PublishError, Publisher, Pushed, Record};
+use streamgauge_kafka::{PublishError, Publisher, Pushed, Record, Span};
 use streamgauge_proto::{ErrorCode, Problem};
 use streamgauge_resilience::{Backoff, BackoffConfig, Breaker, BreakerState, Open};
 use streamgauge_telemetry::context::TRACEPARENT;
@@ -56,6 +57,11 @@ pub type Failures = Vec<(usize, PublishError)>;
 pub trait Sink: Send + Sync + 'static {
     /// Queues the records now; the future completes once the outcome of each is known.
     fn write(&self, writing: Writing<'_>) -> Pin<Box<dyn Future<Output = Failures> + Send>>;
+
+    /// What the log has acknowledged since the start, by partition; nothing where nobody keeps count.
+    fn acknowledged(&self) -> BTreeMap<i32, Span> {
+        BTreeMap::new()
+    }
 }
 
 /// A topic of Kafka.
@@ -95,6 +101,10 @@ impl Sink for KafkaSink {
             failed.extend(held_back.map(|nth| (nth, PublishError::QueueFull)));
             failed
         })
+    }
+
+    fn acknowledged(&self) -> BTreeMap<i32, Span> {
+        self.publisher.acknowledged(&self.topic)
     }
 }
 
@@ -177,6 +187,11 @@ impl Publishing {
             config,
             metrics,
         }
+    }
+
+    /// What the log has acknowledged since the start, by partition.
+    pub fn acknowledged(&self) -> BTreeMap<i32, Span> {
+        self.sink.acknowledged()
     }
 
     /// Publishes every ready event of the batch before the deadline. What is returned was not acknowledged; refused as

@@ -305,7 +305,7 @@ impl<'a> Session<'a> {
         let ends = self.ends.borrow_and_update().clone();
         for (partition, (end, asked_at)) in &ends.by_partition {
             let head = self.fold.row(*partition).ledger.head();
-            self.idle.source_end(*partition, head, *end, *asked_at);
+            self.idle.source_end(*partition, head, end.high, *asked_at);
         }
         let known = ends.by_partition.iter();
         self.fold

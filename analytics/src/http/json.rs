@@ -241,6 +241,83 @@ pub struct Ledger {
     partitions: Vec<PartitionLedger>,
     total: PartitionLedger,
     balanced: bool,
+    equation: String,
+    breaks: Vec<LedgerBreak>,
+    remarks: Vec<String>,
+    store: Option<StoreCheck>,
+}
+
+/// [`v1::LedgerBreak`].
+#[derive(Debug, Serialize)]
+pub struct LedgerBreak {
+    partition: Option<i32>,
+    by: i64,
+    since: Option<i64>,
+    what: String,
+    message: String,
+}
+
+/// [`v1::StoreCheck`].
+#[derive(Debug, Serialize)]
+pub struct StoreCheck {
+    checked_at: Option<String>,
+    rows: Vec<PartitionLedger>,
+    counted: u64,
+    whole: Option<StoreWhole>,
+    pairs: Vec<StorePair>,
+}
+
+/// [`v1::StoreWhole`].
+#[derive(Debug, Serialize)]
+pub struct StoreWhole {
+    tier_s: u32,
+    events: u64,
+    complete: bool,
+}
+
+/// [`v1::StorePair`].
+#[derive(Debug, Serialize)]
+pub struct StorePair {
+    finer_s: u32,
+    coarser_s: u32,
+    since_s: i64,
+    finer: u64,
+    coarser: u64,
+}
+
+impl From<v1::LedgerBreak> for LedgerBreak {
+    fn from(found: v1::LedgerBreak) -> Self {
+        Self {
+            partition: (found.partition >= 0).then_some(found.partition),
+            by: found.by,
+            since: (found.since >= 0).then_some(found.since),
+            what: found.what,
+            message: found.message,
+        }
+    }
+}
+
+impl From<v1::StoreCheck> for StoreCheck {
+    fn from(check: v1::StoreCheck) -> Self {
+        let pair = |pair: v1::StorePair| StorePair {
+            finer_s: pair.finer_s,
+            coarser_s: pair.coarser_s,
+            since_s: pair.since_s,
+            finer: pair.finer,
+            coarser: pair.coarser,
+        };
+        Self {
+            checked_at: time(check.checked_at_us),
+            rows: check.rows.into_iter().map(PartitionLedger::from).collect(),
+            counted: check.counted,
+            whole: check.whole.map(|whole| StoreWhole {
+                tier_s: whole.tier_s,
+                events: whole.events,
+                complete: whole.complete,
+            }),
+            pairs: check.pairs.into_iter().map(pair).collect(),
+        }
+    }
 }
 
 /// [`v1::PartitionLedger`].
@@ -260,6 +337,8 @@ pub struct PartitionLedger {
     void_batches: u64,
     delta_position: i64,
     imbalance: i64,
+    in_flight: i64,
+    stray_batches: u64,
 }
 
 impl From<v1::PartitionLedger> for PartitionLedger {
@@ -279,6 +358,8 @@ impl From<v1::PartitionLedger> for PartitionLedger {
             void_batches: line.void_batches,
             delta_position: line.delta_position,
             imbalance: line.imbalance,
+            in_flight: line.in_flight,
+            stray_batches: line.stray_batches,
         }
     }
 }
@@ -294,6 +375,10 @@ impl From<v1::LedgerResponse> for Ledger {
                 .collect(),
             total: answer.total.unwrap_or_default().into(),
             balanced: answer.balanced,
+            equation: answer.equation,
+            breaks: answer.breaks.into_iter().map(LedgerBreak::from).collect(),
+            remarks: answer.remarks,
+            store: answer.store.map(StoreCheck::from),
         }
     }
 }

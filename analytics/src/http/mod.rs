@@ -177,8 +177,8 @@ async fn ledger(State(shared): State<Shared>, uri: Uri, headers: HeaderMap) -> R
         &uri,
         &headers,
         |service, params| async move {
-            params.finish()?;
-            Ok(json::Ledger::from(service.ledger()?))
+            let request = params::ledger(params)?;
+            Ok(json::Ledger::from(service.judged_ledger(request).await?))
         },
     )
     .await

@@ -76,6 +76,17 @@ impl Params {
         }
     }
 
+    fn flag(&mut self, name: &str) -> Result<bool, Problem> {
+        match self.left.remove(name).as_deref() {
+            None | Some("false") => Ok(false),
+            Some("true") => Ok(true),
+            Some(text) => Err(invalid(
+                name,
+                format!("{name} is true or false, not {text:?}"),
+            )),
+        }
+    }
+
     fn seconds(&mut self, name: &str) -> Result<Option<u32>, Problem> {
         let Some(text) = self.left.remove(name) else {
             return Ok(None);
@@ -150,6 +161,16 @@ impl Params {
         });
         conditions.collect()
     }
+}
+
+/// The parameters of `/v1/ledger`.
+///
+/// # Errors
+/// A parameter that cannot be used.
+pub fn ledger(mut params: Params) -> Result<v1::LedgerRequest, Problem> {
+    let check_store = params.flag("check_store")?;
+    params.finish()?;
+    Ok(v1::LedgerRequest { check_store })
 }
 
 /// The request for `/v1/series`.

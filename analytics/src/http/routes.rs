@@ -60,7 +60,7 @@ pub const ROUTES: [Route; 9] = [
     Route {
         question: Question::Ledger,
         path: "/v1/ledger",
-        query: &[],
+        query: &["check_store"],
     },
     Route {
         question: Question::Live,

@@ -9,7 +9,7 @@ use crate::{
     error::{invalid, store_problem},
     metrics::Source,
     query::{self, Cover},
-    store::{Scan, Scanned, StoreError},
+    store::{Scan, Scanned},
     view::{CellRef, Key, View},
 };
 
@@ -160,8 +160,7 @@ impl Service {
         &self,
         work: crate::store::StoreFuture<'_, T>,
     ) -> Result<T, Problem> {
-        let is_failure = |error: &StoreError| error.is_retryable();
-        self.breaker.call(is_failure, work).await.map_err(|error| {
+        work.await.map_err(|error| {
             self.metrics.core.error("query", "store");
             store_problem(error)
         })

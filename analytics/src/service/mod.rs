@@ -9,10 +9,10 @@ mod users;
 use std::{ops::Range, sync::Arc, time::Duration};
 
 use arc_swap::ArcSwapOption;
+use futures::FutureExt;
 use streamgauge_chain::sketch::{QUANTILES_ERROR, USERS_ERROR};
 use streamgauge_lifecycle::SharedClock;
 use streamgauge_proto::{ErrorCode, Problem, v1};
-use streamgauge_resilience::Breaker;
 use tokio::sync::{Notify, Semaphore, SemaphorePermit};
 
 use self::cells::{Cells, Wanted};
@@ -20,6 +20,7 @@ pub use self::users::UserEvents;
 use crate::{
     config::Config,
     error::{invalid, too_many_queries},
+    ledger::Checker,
     metrics::AnalyticsMetrics,
     query::{self, Filter, SeriesQuery, TopQuery},
     store::Store,
@@ -36,10 +37,10 @@ const LATEST_S: i64 = 253_402_300_799;
 pub struct Service {
     view: SharedView,
     store: Arc<dyn Store>,
-    breaker: Breaker,
     clock: SharedClock,
     metrics: AnalyticsMetrics,
     config: Arc<Config>,
+    checker: Arc<Checker>,
     /// Told when the store is at a checkpoint that the view does not know.
     overtaken: Arc<Notify>,
     /// Places for queries.
@@ -55,15 +56,22 @@ impl Service {
         metrics: AnalyticsMetrics,
         config: Arc<Config>,
     ) -> Self {
-        let observer = crate::metrics::observer(&metrics);
-        let breaker = Breaker::new(crate::metrics::BREAKER, &config.store.breaker, observer);
         let places = config.query.concurrent_max.clamp(1, Semaphore::MAX_PERMITS);
+        let overtaken = Arc::new(Notify::new());
+        let checker = Arc::new(Checker::new(
+            Arc::clone(&store),
+            Arc::clone(&view),
+            clock.clone(),
+            metrics.clone(),
+            Arc::clone(&config),
+            Arc::clone(&overtaken),
+        ));
         Self {
-            overtaken: Arc::new(Notify::new()),
+            checker,
+            overtaken,
             places: Semaphore::new(places),
             view,
             store,
-            breaker,
             clock,
             metrics,
             config,
@@ -261,7 +269,27 @@ impl Service {
     /// As [`Service::view`].
     pub fn ledger(&self) -> Result<v1::LedgerResponse, Problem> {
         let view = self.view()?;
-        Ok(crate::ledger::answer(&view))
+        Ok(crate::ledger::answer(&view, self.checker.last().as_deref()))
+    }
+
+    /// The ledger of each partition, after the store was read back if that is asked for.
+    ///
+    /// # Errors
+    /// As [`Service::view`]; a store that cannot be read when it is to be.
+    pub async fn judged_ledger(
+        &self,
+        request: v1::LedgerRequest,
+    ) -> Result<v1::LedgerResponse, Problem> {
+        if request.check_store {
+            let _place = self.place()?;
+            self.ask(self.checker.look().boxed()).await?;
+        }
+        self.ledger()
+    }
+
+    /// Who reads the store back.
+    pub fn checker(&self) -> Arc<Checker> {
+        Arc::clone(&self.checker)
     }
 
     /// The series seen so far.

@@ -15,7 +15,7 @@ use std::{collections::BTreeMap, ops::Range, path::PathBuf, sync::Arc, time::Dur
 use bytes::Bytes;
 use futures::future::BoxFuture;
 
-pub use observed::{Observed, TimeLimits};
+pub use observed::Observed;
 pub use postgres::PostgresStore;
 pub use sqlite::{Durability, SqliteStore};
 
@@ -60,6 +60,14 @@ pub enum StoreError {
         /// The limit.
         limit_ms: u64,
     },
+    /// It failed often enough to be left alone for a while.
+    #[error("the store is left alone for {} ms, after: {cause}", retry_after.as_millis())]
+    Resting {
+        /// What it said last.
+        cause: Arc<str>,
+        /// When it is tried again.
+        retry_after: Duration,
+    },
     /// Another instance's checkpoints came faster than the store could be read.
     #[error("another instance moved the store's checkpoint while it was read")]
     Moved,
@@ -81,14 +89,59 @@ impl StoreError {
                 sqlx::migrate::MigrateError::Execute(_)
                     | sqlx::migrate::MigrateError::ExecuteMigration(..)
             ),
-            Self::TimedOut { .. } | Self::Moved => true,
+            Self::TimedOut { .. } | Self::Resting { .. } | Self::Moved => true,
             Self::Url(_) | Self::TooManyRows(_) => false,
+        }
+    }
+
+    /// Whether it says something of the database's health rather than of what was asked of it.
+    pub fn is_outage(&self) -> bool {
+        match self {
+            Self::Database { source, .. } => outage(source),
+            Self::Migrate(
+                sqlx::migrate::MigrateError::Execute(source)
+                | sqlx::migrate::MigrateError::ExecuteMigration(source, _),
+            ) => outage(source),
+            Self::TimedOut { .. } => true,
+            Self::Migrate(_)
+            | Self::Resting { .. }
+            | Self::Moved
+            | Self::Url(_)
+            | Self::TooManyRows(_) => false,
         }
     }
 
     pub(crate) fn of(op: &'static str) -> impl Fn(sqlx::Error) -> Self {
         move |source| Self::Database { op, source }
     }
+}
+
+/// Whether a driver's error is the database's: one about the values or the statement is not.
+fn outage(error: &sqlx::Error) -> bool {
+    match error {
+        sqlx::Error::Io(_)
+        | sqlx::Error::Tls(_)
+        | sqlx::Error::Protocol(_)
+        | sqlx::Error::PoolTimedOut
+        | sqlx::Error::PoolClosed
+        | sqlx::Error::WorkerCrashed => true,
+        sqlx::Error::Database(error) => error.code().is_none_or(|code| outage_code(&code)),
+        _ => false,
+    }
+}
+
+/// PostgreSQL's classes: no connection, no room, an operator's hand, the system, a defect. SQLite's primary codes: it is
+/// busy, locked, read-only, full, not to be read or opened, or damaged.
+fn outage_code(code: &str) -> bool {
+    const POSTGRES: [&str; 5] = ["08", "53", "57", "58", "XX"];
+    const SQLITE: [u32; 9] = [5, 6, 8, 10, 11, 13, 14, 15, 26];
+    // A statement that took too long was cut off by a database that is there.
+    const QUERY_CANCELED: &str = "57014";
+    if code.len() == 5 && code.is_ascii() {
+        return code != QUERY_CANCELED && POSTGRES.contains(&&code[..2]);
+    }
+    code.parse::<u32>()
+        .is_ok_and(|code| SQLITE.contains(&(code & 0xff)))
 }
 
 /// What a store holds beside its rows.
@@ -212,6 +265,26 @@ pub struct Scanned {
     pub rows: Vec<(i64, String, CellValue)>,
 }
 
+/// Which rows are added up.
+#[derive(Clone, Copy, Debug)]
+pub struct SumsOf<'a> {
+    /// The series.
+    pub series: &'a str,
+    /// Where the rows lie; each is added up for itself.
+    pub segments: &'a [Segment],
+}
+
+/// What rows add up to, at one moment.
+#[derive(Clone, Debug, Default)]
+pub struct Sums {
+    /// The checkpoint that the rows belong to.
+    pub generation: i64,
+    /// Per partition, the position in `metrics-data` up to which the rows hold it.
+    pub positions: BTreeMap<i32, i64>,
+    /// Events, in the order of the segments.
+    pub events: Vec<u64>,
+}
+
 /// One user's pages.
 #[derive(Clone, Debug, Default)]
 pub struct UserPages {
@@ -283,6 +356,9 @@ pub trait Store: Send + Sync + 'static {
     /// Deletes at most `limit` rows of a tier that start before `before_s`; tells how many it deleted.
     fn expire(&self, tier_s: i64, before_s: i64, limit: u32) -> StoreFuture<'_, u64>;
 
+    /// What the rows of a series add up to, of one moment.
+    fn sums<'a>(&'a self, sums: SumsOf<'a>) -> StoreFuture<'a, Sums>;
+
     /// The state of the pools.
     fn connections(&self) -> Connections;
 
@@ -321,4 +397,42 @@ pub fn open(config: &StoreConfig) -> Result<Arc<dyn Store>, StoreError> {
     }
     let message = "neither sqlite:PATH nor postgres://USER@HOST/DATABASE";
     Err(StoreError::Url(String::from(message)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_wrong_with_the_values_is_no_outage() {
+        let outages = [
+            "08006", "53100", "57P01", "58030", "XX000", "5", "10", "266", "13", "14",
+        ];
+        for code in outages {
+            assert!(outage_code(code), "{code}");
+        }
+        for code in [
+            "22021", "23505", "40001", "42P01", "57014", "19", "2067", "18", "x",
+        ] {
+            assert!(!outage_code(code), "{code}");
+        }
+    }
+
+    #[test]
+    fn what_a_query_asks_too_much_of_is_no_outage() {
+        let hanging = StoreError::TimedOut {
+            op: "scan",
+            setting: "store.operation_timeout_ms",
+            limit_ms: 1,
+        };
+        assert!(hanging.is_outage() && StoreError::of("x")(sqlx::Error::PoolTimedOut).is_outage());
+        let asked = [
+            StoreError::TooManyRows(1),
+            StoreError::Moved,
+            StoreError::of("x")(sqlx::Error::RowNotFound),
+        ];
+        for error in asked {
+            assert!(!error.is_outage(), "{error}");
+        }
+    }
 }

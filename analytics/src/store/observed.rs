@@ -1,4 +1,8 @@
-//! A store whose operations are measured, and end in time: a connection that hangs says nothing, not even that it failed.
+//! A store whose operations are measured, end in time, and are not tried while it is down.
+//!
+//! A connection that hangs says nothing, not even that it failed: so each operation has a limit. A store that fails again
+//! and again is left alone for a while, by one breaker for all who use it: then applying waits, and queries are refused at
+//! once instead of waiting for a connection that nobody answers. The first operation after that time is the probe.
 
 use std::{
     collections::BTreeMap,
@@ -8,10 +12,12 @@ use std::{
 };
 
 use futures::{FutureExt, future::BoxFuture};
+use parking_lot::Mutex;
+use streamgauge_resilience::{Breaker, BreakerError};
 
 use super::{
     Advance, CheckpointState, CheckpointWrite, Connections, Contents, DeltaRow, Scan, Scanned,
-    Store, StoreError, StoreFuture, Swapped, UserFilter, UserPages,
+    Store, StoreError, StoreFuture, Sums, SumsOf, Swapped, UserFilter, UserPages,
 };
 use crate::{
     config::StoreConfig,
@@ -21,7 +27,7 @@ use crate::{
 
 /// How long operations may take.
 #[derive(Clone, Copy, Debug)]
-pub struct TimeLimits {
+struct TimeLimits {
     operation_ms: u64,
     bulk_ms: u64,
 }
@@ -51,15 +57,21 @@ impl TimeLimits {
 pub struct Observed {
     inner: Arc<dyn Store>,
     limits: TimeLimits,
+    breaker: Breaker,
+    /// What the store said when it failed last.
+    cause: Mutex<Arc<str>>,
     metrics: AnalyticsMetrics,
 }
 
 impl Observed {
-    /// Measures and limits `inner`.
-    pub fn new(inner: Arc<dyn Store>, limits: TimeLimits, metrics: AnalyticsMetrics) -> Self {
+    /// Measures, limits and guards `inner`.
+    pub fn new(inner: Arc<dyn Store>, config: &StoreConfig, metrics: AnalyticsMetrics) -> Self {
+        let observer = crate::metrics::observer(&metrics);
         Self {
             inner,
-            limits,
+            limits: TimeLimits::from(config),
+            breaker: Breaker::new(crate::metrics::BREAKER, &config.breaker, observer),
+            cause: Mutex::new(Arc::from("it does not answer")),
             metrics,
         }
     }
@@ -78,7 +90,7 @@ impl Observed {
         outcome: fn(&T) -> OpOutcome,
         work: impl Future<Output = Result<T, StoreError>> + Send + 'a,
     ) -> StoreFuture<'a, T> {
-        async move {
+        let attempt = async move {
             let start = Instant::now();
             let (limit_ms, setting) = self.limits.of(op);
             let limit = Duration::from_millis(limit_ms);
@@ -93,7 +105,22 @@ impl Observed {
             self.metrics
                 .operation(op, outcome, start.elapsed().as_secs_f64());
             self.metrics.connections(self.inner.connections());
+            if let Err(error) = &result
+                && error.is_outage()
+            {
+                *self.cause.lock() = Arc::from(error.to_string());
+            }
             result
+        };
+        async move {
+            let guarded = self.breaker.call(StoreError::is_outage, attempt).await;
+            guarded.map_err(|error| match error {
+                BreakerError::Inner(error) => error,
+                BreakerError::Open(open) => StoreError::Resting {
+                    cause: self.cause.lock().clone(),
+                    retry_after: open.retry_after,
+                },
+            })
         }
         .boxed()
     }
@@ -149,6 +176,10 @@ impl Store for Observed {
 
     fn expire(&self, tier_s: i64, before_s: i64, limit: u32) -> StoreFuture<'_, u64> {
         self.measure(StoreOp::Expire, self.inner.expire(tier_s, before_s, limit))
+    }
+
+    fn sums<'a>(&'a self, sums: SumsOf<'a>) -> StoreFuture<'a, Sums> {
+        self.measure(StoreOp::Sums, self.inner.sums(sums))
     }
 
     fn connections(&self) -> Connections {

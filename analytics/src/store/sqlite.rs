@@ -17,8 +17,8 @@ use sqlx::{
 
 use super::{
     Advance, BucketRow, CheckpointState, CheckpointWrite, Connections, Contents, DeltaRow, Scan,
-    Scanned, Store, StoreError, StoreFuture, Swapped, UserFilter, UserPageRow, UserPages, rows,
-    schema,
+    Scanned, Store, StoreError, StoreFuture, Sums, SumsOf, Swapped, UserFilter, UserPageRow,
+    UserPages, rows, schema,
 };
 use crate::view::{CellValue, ChainRow, UserPage};
 
@@ -430,6 +430,36 @@ impl SqliteStore {
         })
     }
 
+    async fn read_sums(&self, asked: SumsOf<'_>) -> Result<Sums, sqlx::Error> {
+        let mut snapshot = self.rows_reader.begin().await?;
+        let generation = query_scalar("SELECT generation FROM checkpoint")
+            .fetch_one(&mut *snapshot)
+            .await?;
+        let positions: Vec<(i32, i64)> =
+            sqlx::query_as("SELECT partition, position FROM checkpoint_position")
+                .fetch_all(&mut *snapshot)
+                .await?;
+        let mut events = Vec::with_capacity(asked.segments.len());
+        for segment in asked.segments {
+            let sum: i64 = query_scalar(
+                "SELECT COALESCE(SUM(count), 0) FROM bucket \
+                 WHERE tier_s = $1 AND series = $2 AND bucket_s >= $3 AND bucket_s < $4",
+            )
+            .bind(segment.tier_s)
+            .bind(asked.series)
+            .bind(segment.range.start)
+            .bind(segment.range.end)
+            .fetch_one(&mut *snapshot)
+            .await?;
+            events.push(sum.max(0) as u64);
+        }
+        Ok(Sums {
+            generation,
+            positions: positions.into_iter().collect(),
+            events,
+        })
+    }
+
     async fn delete_rows(
         &self,
         tier_s: i64,
@@ -503,6 +533,11 @@ impl Store for SqliteStore {
     fn expire(&self, tier_s: i64, before_s: i64, limit: u32) -> StoreFuture<'_, u64> {
         let write = self.delete_rows(tier_s, before_s, limit);
         async { write.await.map_err(StoreError::of("delete old buckets")) }.boxed()
+    }
+
+    fn sums<'a>(&'a self, sums: SumsOf<'a>) -> StoreFuture<'a, Sums> {
+        let read = self.read_sums(sums);
+        async { read.await.map_err(StoreError::of("add rows up")) }.boxed()
     }
 
     fn connections(&self) -> Connections {

@@ -4,10 +4,12 @@
 
 use std::{collections::BTreeMap, sync::Arc};
 
+use streamgauge_audit::Strays;
 use streamgauge_proto::v1::DeltaBatch;
 
 use super::{
-    Cell, CellValue, ChainRow, Frozen, Key, Keys, Overlay, SeriesId, UserPage, UserPageKey, View,
+    Cell, CellValue, ChainRow, Frozen, Key, Keys, Overlay, SeriesId, SourceEnd, UserPage,
+    UserPageKey, View,
 };
 
 /// Bounds of the view.
@@ -119,8 +121,13 @@ impl Fold {
     }
 
     /// Sets the ends of the source partitions.
-    pub fn set_source_ends(&mut self, ends: BTreeMap<i32, i64>) {
+    pub fn set_source_ends(&mut self, ends: BTreeMap<i32, SourceEnd>) {
         self.view.source_ends = ends;
+    }
+
+    /// The batches of a partition that began beyond the head.
+    pub fn strays(&mut self, partition: i32) -> &mut Strays {
+        self.view.strays.entry(partition).or_default()
     }
 
     /// Raises the watermark; it never goes back.

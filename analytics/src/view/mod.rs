@@ -13,6 +13,8 @@ mod seconds;
 
 use std::{collections::BTreeMap, sync::Arc};
 
+use streamgauge_audit::Strays;
+
 pub use cell::{CellValue, Parts, union_quantiles, union_users};
 pub use fold::{Fold, Limits, Published, Settled};
 pub use key::{Key, Keys, SeriesId, SeriesNames, dimensions_of};
@@ -31,6 +33,17 @@ pub struct Frozen {
     pub overlay: Arc<Overlay>,
     /// Per partition, the position that the store reaches with it.
     pub positions: BTreeMap<i32, i64>,
+}
+
+/// What was found when the ends of a source partition were asked for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SourceEnd {
+    /// The first offset that the log still holds.
+    pub low: i64,
+    /// One past the last offset.
+    pub high: i64,
+    /// The chain's head just before; the source must reach at least so far.
+    pub head_before: i64,
 }
 
 /// What queries see.
@@ -54,7 +67,9 @@ pub struct View {
     /// The ledger of each partition.
     pub chains: BTreeMap<i32, ChainRow>,
     /// Ends of the source partitions, where known.
-    pub source_ends: BTreeMap<i32, i64>,
+    pub source_ends: BTreeMap<i32, SourceEnd>,
+    /// Batches that began beyond the head, per partition, since memory was built.
+    pub strays: BTreeMap<i32, Strays>,
     /// Buckets that end before this are final, microseconds.
     pub watermark_us: i64,
     /// The clock at the latest applied delta, microseconds.

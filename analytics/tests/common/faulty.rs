@@ -12,7 +12,7 @@ use futures::{FutureExt, future::BoxFuture};
 use streamgauge_analytics::{
     store::{
         Advance, CheckpointState, CheckpointWrite, Connections, Contents, DeltaRow, Scan, Scanned,
-        Store, StoreError, StoreFuture, Swapped, UserFilter, UserPages,
+        Store, StoreError, StoreFuture, Sums, SumsOf, Swapped, UserFilter, UserPages,
     },
     view::ChainRow,
 };
@@ -167,6 +167,10 @@ impl Store for Faulty {
 
     fn expire(&self, tier_s: i64, before_s: i64, limit: u32) -> StoreFuture<'_, u64> {
         self.unless_away(self.inner.expire(tier_s, before_s, limit))
+    }
+
+    fn sums<'a>(&'a self, sums: SumsOf<'a>) -> StoreFuture<'a, Sums> {
+        self.unless_away(self.inner.sums(sums))
     }
 
     fn connections(&self) -> Connections {

@@ -1,61 +1,88 @@
 //! `streamgauge audit`: every event accounted for, from the log itself.
 //!
 //! It reads `metrics-data` from its beginning with the rule that consumer and analytics obey, and
-//! holds the result against the ends of the source, the dead letters and the store. It asks no
-//! service to vouch for itself and changes nothing.
+//! holds the result against the ends of the source, the dead letters, the store and what producers
+//! acknowledged. It judges by itself, by the same code as analytics, and changes nothing.
 
+mod books;
 mod dead_letters;
-mod fold;
-mod judge;
+mod range;
 mod report;
+mod services;
+mod view;
+mod watch;
 
 use std::time::Duration;
 
 use clap::Args;
 use serde::{Deserialize, Serialize};
-use streamgauge_kafka::{FetchConfig, KafkaConfig, KafkaError, LogReader, admin};
-use streamgauge_proto::v1::{LedgerRequest, PartitionLedger};
+use streamgauge_kafka::{FetchConfig, KafkaConfig, KafkaError};
 use streamgauge_settings::ConfigArgs;
 
-use self::{
-    dead_letters::DeadLetters,
-    fold::Fold,
-    judge::PartitionFacts,
-    report::{Compared, Report},
-};
+use self::{books::Books, services::Services};
 use crate::{
-    client::Analytics,
-    endpoints::{EndpointArgs, Endpoints},
-    error::{CliError, Exit, describe},
+    endpoints::EndpointArgs,
+    error::{CliError, Exit},
     output::Output,
-    progress_bar, times,
+    times,
 };
 
-/// Add up both topics, the dead letters and the store, and say whether the books balance
+/// Add up producers, both topics, dead letters and the store, and say whether the books balance
 ///
 /// For each partition: end - start = counted + duplicate + late + dead-lettered + missing +
-/// no record + in flight. What analytics says is compared with the batches that it applied.
+/// no record + in flight. What producers acknowledged must lie in the log; what the store holds, and
+/// what its rows add up to, must be what the batches that it applied say. Runs against a live system.
 #[derive(Clone, Debug, Args)]
 #[command(after_long_help = "\
 Examples:
   streamgauge audit
-  streamgauge audit --brokers kafka1:9092,kafka2:9092 --json
-  streamgauge audit --no-store
+  streamgauge audit --watch --every 5s
+  streamgauge audit --from now-1h --to now
+  streamgauge audit --brokers kafka1:9092,kafka2:9092 --producers p1:50051,p2:50051 --json
+  streamgauge audit --no-store --no-producers
   streamgauge audit --config audit.toml --set kafka.sasl_username=auditor
 
 Exit codes: 0 balanced; 1 broken; 2 wrong use, or topics that are not there or do not match; 3 the log
-does not answer, or analytics does not, so that the store was not compared (--no-store accepts that).")]
+does not answer, or analytics does not, so that the store was not compared (--no-store accepts that).
+A producer that does not answer is told, and is no reason to fail: it keeps no state.
+With --watch: 1 when any round was broken, else the code of the last round.
+
+A range (--from, --to) is one of log time: when the producer took the event. The offsets of that time
+are taken from the source; a batch that lies across an edge of the range is counted whole, and the
+range that this makes is printed. Whether the books balance is judged over everything all the same.")]
 pub struct AuditArgs {
-    /// Wait this long for analytics
+    /// Wait this long for each service
     #[arg(long, value_name = "DURATION", default_value = "10s", value_parser = times::duration)]
     timeout: Duration,
     /// Do not compare the store
     #[arg(long)]
     no_store: bool,
+    /// The gRPC addresses of all producers [default: that of --producer-grpc]
+    #[arg(long, value_name = "HOST:PORT,...", value_delimiter = ',')]
+    producers: Vec<String>,
+    /// Do not ask the producers
+    #[arg(long, conflicts_with = "producers")]
+    no_producers: bool,
+    #[command(flatten)]
+    watch: WatchArgs,
+    #[command(flatten)]
+    range: range::RangeArgs,
     #[command(flatten)]
     config: ConfigArgs,
     #[command(flatten)]
     endpoints: EndpointArgs,
+}
+
+/// Whether and how often it is repeated.
+#[derive(Clone, Debug, Args)]
+struct WatchArgs {
+    /// Repeat until Ctrl-C: a line when something changed, and a sign of life when nothing did; with --json one
+    /// document per line
+    #[arg(long, conflicts_with_all = ["from", "to"])]
+    watch: bool,
+    /// Time between two rounds
+    #[arg(long, value_name = "DURATION", default_value = "10s", value_parser = times::duration, requires = "watch")]
+    every: Duration,
 }
 
 /// The settings of an audit; their environment variables begin with `STREAMGAUGE_AUDIT_`.
@@ -70,6 +97,8 @@ pub struct AuditConfig {
     pub topics: TopicsConfig,
     /// Most dead letters that are compared; 16 bytes each. With more they are not compared.
     pub dead_letters_max: usize,
+    /// With --watch: most batches of a partition by which the store may lag and still be compared; 100 bytes each.
+    pub watch_batches_max: usize,
 }
 
 impl Default for AuditConfig {
@@ -82,6 +111,7 @@ impl Default for AuditConfig {
             fetch: FetchConfig::default(),
             topics: TopicsConfig::default(),
             dead_letters_max: 10_000_000,
+            watch_batches_max: 100_000,
         }
     }
 }
@@ -125,32 +155,36 @@ pub async fn run(args: AuditArgs, output: &mut Output) -> Result<Exit, CliError>
         output.settings(&config)?;
         return Ok(Exit::Ok);
     }
-    // The store is asked first: then the log, which it follows, can only be further on.
-    let store = if args.no_store {
-        Store::LeftOut
+    let range = args.range.resolve(times::now_us())?;
+    let producers = if args.no_producers {
+        Vec::new()
+    } else if args.producers.is_empty() {
+        vec![endpoints.producer_grpc.clone()]
     } else {
-        store_ledger(&endpoints, args.timeout).await
+        args.producers.clone()
+    };
+    let services = Services {
+        analytics: (!args.no_store).then(|| endpoints.analytics_grpc.clone()),
+        producers,
+        timeout: args.timeout,
     };
     let brokers = config.kafka.brokers.clone();
-    let report = Audit::new(config).map_err(|error| unreachable(&brokers, error))?;
-    let report = report
-        .run(store)
+    let trail = if args.watch.watch {
+        config.watch_batches_max.max(1)
+    } else {
+        0
+    };
+    let mut books =
+        Books::new(config, range, trail).map_err(|error| unreachable(&brokers, error))?;
+    if args.watch.watch {
+        return watch::run(books, &services, &brokers, args.watch.every, output).await;
+    }
+    let report = books
+        .look(services.ask().await)
         .await
         .map_err(|error| unreachable(&brokers, error))?;
     report.print(output)?;
     Ok(report.exit())
-}
-
-async fn store_ledger(endpoints: &Endpoints, timeout: Duration) -> Store {
-    let ask = async {
-        let mut analytics = Analytics::connect(&endpoints.analytics_grpc, timeout).await?;
-        let answer = analytics.calls.ledger(LedgerRequest {}).await;
-        answer.map_err(|status| analytics.refused(status))
-    };
-    match ask.await {
-        Ok(answer) => Store::Answered(answer.into_inner().partitions),
-        Err(error) => Store::Silent(describe(&error)),
-    }
 }
 
 fn unreachable(brokers: &str, error: KafkaError) -> CliError {
@@ -172,180 +206,9 @@ fn unreachable(brokers: &str, error: KafkaError) -> CliError {
     }
 }
 
-/// What the store says.
-enum Store {
-    /// Its ledger, of the partitions that it has heard of.
-    Answered(Vec<PartitionLedger>),
-    /// Nothing; the reason.
-    Silent(String),
-    /// It is not asked.
-    LeftOut,
-}
-
-impl Store {
-    /// A partition that a store does not mention is one of which it has applied nothing.
-    fn partition(&self, partition: i32) -> Option<PartitionLedger> {
-        let Self::Answered(rows) = self else {
-            return None;
-        };
-        let row = rows.iter().find(|row| row.partition == partition);
-        Some(row.cloned().unwrap_or(PartitionLedger {
-            partition,
-            ..PartitionLedger::default()
-        }))
-    }
-
-    fn compared(&self) -> Compared {
-        match self {
-            Self::Answered(_) => Compared::Yes,
-            Self::Silent(reason) => Compared::No(reason.clone()),
-            Self::LeftOut => Compared::LeftOut,
-        }
-    }
-}
-
-struct Audit {
-    config: AuditConfig,
-    reader: LogReader,
-}
-
-impl Audit {
-    fn new(config: AuditConfig) -> Result<Self, KafkaError> {
-        let reader = LogReader::new(&config.kafka, &config.fetch, None)?;
-        Ok(Self { config, reader })
-    }
-
-    /// Batches before dead letters, dead letters before the ends of the source: each is written
-    /// before what was read before it, so that nothing seems to be lacking that is only late.
-    async fn run(&self, store: Store) -> Result<Report, KafkaError> {
-        let partitions = self.partitions().await?;
-        let bar = progress_bar::counting("records");
-        let mut folds = Vec::new();
-        for partition in 0..partitions {
-            let store_head = store.partition(partition).map(|row| row.head);
-            folds.push(self.fold(partition, store_head, &bar).await?);
-        }
-        let letters = self.dead_letters(&bar).await?;
-        let mut facts = Vec::new();
-        for (partition, fold) in (0..).zip(folds) {
-            let source = self
-                .reader
-                .watermarks(&self.config.topics.events, partition)
-                .await?;
-            let (base, head) = (fold.ledger.base(), fold.ledger.head());
-            facts.push(PartitionFacts {
-                partition,
-                source_low: source.low,
-                source_high: source.high,
-                dead_letters: letters.within(partition, base, head),
-                store: store.partition(partition),
-                fold,
-            });
-        }
-        bar.finish_and_clear();
-        Ok(Report {
-            facts,
-            dead_letters_unknown: letters.incomplete,
-            dead_letters_foreign: letters.foreign,
-            store: store.compared(),
-        })
-    }
-
-    /// The partitions of the source, which those of the deltas equal.
-    async fn partitions(&self) -> Result<i32, KafkaError> {
-        let AuditConfig {
-            kafka,
-            topics: TopicsConfig {
-                events, metrics, ..
-            },
-            ..
-        } = &self.config;
-        let count = |topic: String| async move {
-            let count = admin::partition_count(kafka, &topic).await?;
-            count.ok_or(KafkaError::UnknownTopic(topic))
-        };
-        let expected = count(events.clone()).await?;
-        let found = count(metrics.clone()).await?;
-        if found == expected {
-            return Ok(expected);
-        }
-        Err(KafkaError::PartitionMismatch {
-            topic: metrics.clone(),
-            found,
-            expected,
-        })
-    }
-
-    async fn fold(
-        &self,
-        partition: i32,
-        store_head: Option<i64>,
-        bar: &indicatif::ProgressBar,
-    ) -> Result<Fold, KafkaError> {
-        let topic = &self.config.topics.metrics;
-        let ends = self.reader.watermarks(topic, partition).await?;
-        let mut fold = Fold::new(ends.low, store_head);
-        self.reader
-            .read_range(topic, partition, ends.low, ends.high, |chunk| {
-                for record in chunk.iter() {
-                    fold.record(record.payload);
-                }
-                bar.inc(chunk.len() as u64);
-            })
-            .await?;
-        Ok(fold)
-    }
-
-    async fn dead_letters(&self, bar: &indicatif::ProgressBar) -> Result<DeadLetters, KafkaError> {
-        let AuditConfig {
-            kafka,
-            topics:
-                TopicsConfig {
-                    events,
-                    dead_letters: topic,
-                    ..
-                },
-            ..
-        } = &self.config;
-        let mut letters = DeadLetters::of(events, self.config.dead_letters_max);
-        let Some(partitions) = admin::partition_count(kafka, topic).await? else {
-            letters.incomplete = Some(format!("there is no topic {topic}"));
-            return Ok(letters);
-        };
-        for partition in 0..partitions {
-            let ends = self.reader.watermarks(topic, partition).await?;
-            if ends.low > 0 {
-                letters
-                    .incomplete
-                    .get_or_insert(format!("retention has cut {topic}"));
-            }
-            self.reader
-                .read_range(topic, partition, ends.low, ends.high, |chunk| {
-                    chunk.iter().for_each(|record| letters.record(record));
-                    bar.inc(chunk.len() as u64);
-                })
-                .await?;
-        }
-        Ok(letters)
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn a_partition_that_the_store_does_not_mention_stands_at_its_beginning() {
-        let row = PartitionLedger {
-            partition: 1,
-            head: 7,
-            ..PartitionLedger::default()
-        };
-        let store = Store::Answered(vec![row]);
-        let head = |store: &Store, partition| store.partition(partition).map(|row| row.head);
-        assert_eq!((head(&store, 1), head(&store, 2)), (Some(7), Some(0)));
-        assert_eq!(head(&Store::LeftOut, 1), None);
-    }
 
     #[test]
     fn topics_that_do_not_fit_are_wrong_use() {

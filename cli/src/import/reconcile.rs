@@ -113,7 +113,7 @@ async fn wait_for(
 ) -> Result<Snapshot, CliError> {
     let deadline = Instant::now() + wait;
     loop {
-        let answer = analytics.calls.ledger(LedgerRequest {}).await;
+        let answer = analytics.calls.ledger(LedgerRequest::default()).await;
         let ledger = answer
             .map_err(|status| analytics.refused(status))?
             .into_inner();

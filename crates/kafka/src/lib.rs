@@ -4,6 +4,7 @@
 //! This is the only crate that names rdkafka. It knows no message of the product, holds no
 //! aggregate and makes no decision about a record's content.
 
+mod acknowledged;
 pub mod admin;
 mod chunk;
 mod config;
@@ -19,6 +20,7 @@ mod publisher;
 mod reader;
 mod stats;
 
+pub use acknowledged::Span;
 pub use chunk::{Chunk, ChunkBuilder, Headers, RecordRef};
 pub use config::{
     Assignment, Compression, FetchConfig, GroupConfig, KafkaConfig, PublisherConfig,

@@ -4,6 +4,7 @@
 //! acknowledgements in one atomic, remembers only failures, and wakes its caller once.
 
 use std::{
+    collections::BTreeMap,
     sync::{
         Arc,
         atomic::{AtomicBool, AtomicUsize, Ordering},
@@ -22,7 +23,8 @@ use rdkafka::{
 use tokio::{sync::oneshot, time::Instant};
 
 use crate::{
-    KafkaConfig, KafkaError, PublishError, PublisherConfig, StatsSink, context, stats::Stats,
+    KafkaConfig, KafkaError, PublishError, PublisherConfig, Span, StatsSink,
+    acknowledged::Acknowledged, context, stats::Stats,
 };
 
 /// How often [`Publisher::drain`] looks at the queue. librdkafka's own `flush` may oversleep.
@@ -72,6 +74,7 @@ pub struct Publisher {
 struct Shared {
     config: ClientConfig,
     stats: Option<StatsSink>,
+    acknowledged: Arc<Acknowledged>,
     current: RwLock<Arc<Client>>,
 }
 
@@ -85,6 +88,7 @@ struct Client {
 /// Receives delivery reports on the client's poll thread.
 struct DeliveryContext {
     stats: Option<StatsSink>,
+    acknowledged: Arc<Acknowledged>,
     fatal: Arc<AtomicBool>,
 }
 
@@ -151,12 +155,11 @@ impl ProducerContext for DeliveryContext {
     fn delivery(&self, result: &DeliveryResult<'_>, ticket: Self::DeliveryOpaque) {
         match result {
             Ok(message) => {
-                // Only single records are asked where they lie; a batch pays no lock for success.
+                let (partition, offset) = (message.partition(), message.offset());
+                self.acknowledged.add(message.topic(), partition, offset);
+                // Only single records are told where they lie; a batch shares no lock for success.
                 if ticket.index == 0 {
-                    let delivery = Delivery {
-                        partition: message.partition(),
-                        offset: message.offset(),
-                    };
+                    let delivery = Delivery { partition, offset };
                     ticket.batch.state.lock().outcome.last = Some(delivery);
                 }
             }
@@ -185,11 +188,14 @@ impl Publisher {
         let mut client = kafka.client()?;
         config.apply(&mut client);
         let config = kafka.finish(client)?;
-        let current = RwLock::new(Arc::new(Client::start(&config, stats.clone())?));
+        let acknowledged = Arc::new(Acknowledged::default());
+        let client = Client::start(&config, stats.clone(), acknowledged.clone())?;
+        let current = RwLock::new(Arc::new(client));
         Ok(Self {
             shared: Arc::new(Shared {
                 config,
                 stats,
+                acknowledged,
                 current,
             }),
         })
@@ -229,6 +235,11 @@ impl Publisher {
         }
     }
 
+    /// What the log has acknowledged of a topic since this client began, by partition.
+    pub fn acknowledged(&self, topic: &str) -> BTreeMap<i32, Span> {
+        self.shared.acknowledged.of(topic)
+    }
+
     /// Records in the local queue and on their way.
     pub fn queue_len(&self) -> usize {
         usize::try_from(self.shared.current.read().producer.in_flight_count()).unwrap_or(0)
@@ -255,7 +266,8 @@ impl Publisher {
         }
         let mut slot = self.shared.current.write();
         if slot.fatal.load(Ordering::Acquire) {
-            match Client::start(&self.shared.config, self.shared.stats.clone()) {
+            let (config, stats) = (&self.shared.config, self.shared.stats.clone());
+            match Client::start(config, stats, self.shared.acknowledged.clone()) {
                 Ok(fresh) => {
                     tracing::warn!(target: "kafka", "kafka producer replaced after a fatal error");
                     let old = std::mem::replace(&mut *slot, Arc::new(fresh));
@@ -272,10 +284,15 @@ impl Publisher {
 }
 
 impl Client {
-    fn start(config: &ClientConfig, stats: Option<StatsSink>) -> Result<Self, KafkaError> {
+    fn start(
+        config: &ClientConfig,
+        stats: Option<StatsSink>,
+        acknowledged: Arc<Acknowledged>,
+    ) -> Result<Self, KafkaError> {
         let fatal = Arc::new(AtomicBool::new(false));
         let context = DeliveryContext {
             stats,
+            acknowledged,
             fatal: fatal.clone(),
         };
         let producer = Threaded::from_config_and_context(config, context)?;

@@ -4,6 +4,7 @@
 //! batches of a stream are taken on in order, a few at a time, so that a slow reader slows its own stream only.
 
 mod door;
+mod ledger;
 mod messages;
 
 use std::pin::Pin;
@@ -12,6 +13,9 @@ use std::time::{Duration, Instant as Stopwatch};
 
 use futures::{Stream, StreamExt};
 use streamgauge_lifecycle::{GrpcOps, Health, Shutdown, grpc_incoming};
+use streamgauge_proto::v1::producer_ledger_server::{
+    ProducerLedgerServer, SERVICE_NAME as LEDGER_NAME,
+};
 use streamgauge_proto::v1::submission_server::{
     SERVICE_NAME, Submission as SubmissionRpc, SubmissionServer,
 };
@@ -58,7 +62,11 @@ pub async fn serve(
 ) -> Result<(), Error> {
     let (shutdown, config) = (shared.shutdown.clone(), shared.config.clone());
     let descriptors = [FILE_DESCRIPTOR_SET];
-    let ops = GrpcOps::start(health, &[SERVICE_NAME], &descriptors, shutdown.clone()).await?;
+    let services = [SERVICE_NAME, LEDGER_NAME];
+    let ops = GrpcOps::start(health, &services, &descriptors, shutdown.clone()).await?;
+    let ledger = ledger::Calls {
+        intake: shared.intake.clone(),
+    };
     let keepalive = Duration::from_millis(config.keepalive_interval_ms.max(1));
     let patience = Duration::from_millis(config.keepalive_timeout_ms.max(1));
     let silence = keepalive + patience;
@@ -76,6 +84,7 @@ pub async fn serve(
         .layer(MapResponseLayer::new(unread_in_answer::<tonic::body::Body>))
         .layer(door)
         .add_routes(ops.routes())
+        .add_service(ProducerLedgerServer::new(ledger))
         .add_service(
             SubmissionServer::new(shared).max_decoding_message_size(config.message_bytes_max),
         )

@@ -3,6 +3,7 @@
 //! Handlers read a request, hand it to [`crate::intake`] and write the verdicts; no rule about events is known here.
 
 mod body;
+mod ledger;
 mod simple;
 mod submit;
 mod verdicts;
@@ -16,7 +17,7 @@ use axum::Router;
 use axum::body::Body;
 use axum::extract::{ConnectInfo, Request};
 use axum::response::Response;
-use axum::routing::post;
+use axum::routing::{get, post};
 use http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
 use streamgauge_lifecycle::{Health, matched_path, ops_router};
 use streamgauge_proto::{ErrorCode, Problem};
@@ -51,6 +52,7 @@ pub fn router(shared: Shared, health: Health, metrics: &Metrics) -> Router {
         .route("/v1/events", post(submit::events))
         .route("/ingest", post(simple::ingest))
         .route("/activity", post(simple::activity))
+        .route("/v1/ledger", get(ledger::read))
         .merge(ops_router(health, metrics.encoder()))
         .fallback(async || {
             refuse(

@@ -1,0 +1,228 @@
+//! The ledger as an answer: it balances while nobody tampers, and names the spot when somebody does, in the log or in the
+//! store.
+
+mod common;
+
+use std::path::Path;
+
+use common::{NOW_S, batch, running::*};
+use prost::Message;
+use serde_json::{Value, json};
+use sqlx::Connection;
+
+async fn fill(writer: &mut Writer, batches: i64) {
+    for n in 0..batches {
+        let partition = (n % i64::from(PARTITIONS)) as i32;
+        let events = some_events(NOW_S - 300 + n, 20);
+        writer.valid(partition, events, vec![]).await;
+    }
+}
+
+async fn checked(analytics: &Analytics) -> Value {
+    analytics.answer("/v1/ledger?check_store=true").await
+}
+
+/// Waits until the store was read back with nothing left to write.
+async fn until_summed(analytics: &Analytics, events: i64) -> Value {
+    // The rows hold all of it, and nothing waits for a checkpoint.
+    until(|| async { analytics.metric("view_pending_cells").await == Some(0.0) }).await;
+    let mut found = Value::Null;
+    for _ in 0..3_000 {
+        found = checked(analytics).await;
+        if found["store"]["counted"] == events && found["store"]["whole"]["events"] == events {
+            return found;
+        }
+        tokio::time::sleep(std::time::Duration::from_millis(10)).await;
+    }
+    panic!("not summed up: {found}");
+}
+
+/// A statement in one of the files of the store, by somebody with a SQL shell.
+async fn tamper(folder: &Path, file: &str, sql: &'static str) {
+    let url = format!("sqlite:{}", folder.join(file).display());
+    let mut shell = sqlx::SqliteConnection::connect(&url).await.expect("a file");
+    let done = sqlx::query(sql).execute(&mut shell).await;
+    assert!(done.expect("done").rows_affected() > 0, "{sql}");
+    shell.close().await.expect("closed");
+}
+
+fn breaks(ledger: &Value) -> Vec<(Value, Value, Value, Value)> {
+    let found = ledger["breaks"].as_array().expect("a list");
+    let one = |found: &Value| {
+        (
+            found["partition"].clone(),
+            found["by"].clone(),
+            found["since"].clone(),
+            found["what"].clone(),
+        )
+    };
+    found.iter().map(one).collect()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_books_balance_to_the_last_row_at_both_doors() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let broker = broker(folder.path()).await;
+    topics(&broker).await;
+    let mut writer = Writer::new(&broker.bootstrap());
+    let analytics = Analytics::start(config(folder.path(), &broker.bootstrap())).await;
+    fill(&mut writer, 9).await;
+    writer.source().await;
+    analytics.until_head(writer.total()).await;
+    let total = writer.total();
+    let found = until_summed(&analytics, total).await;
+    assert_eq!(found["balanced"], true, "{found}");
+    assert_eq!(found["store"]["rows"].as_array().map(Vec::len), Some(3));
+    until(|| async {
+        let found = analytics.answer("/v1/ledger").await;
+        found["total"]["in_flight"] == 0
+    })
+    .await;
+    let found = analytics.answer("/v1/ledger").await;
+    let equation = found["equation"].as_str().expect("text");
+    assert!(
+        equation.starts_with("end - start = 180 = 180 counted"),
+        "{equation}"
+    );
+    let request = streamgauge_proto::v1::LedgerRequest { check_store: true };
+    let twin = analytics.calls().await.ledger(request).await;
+    let twin = twin.expect("an answer").into_inner();
+    assert!(twin.balanced && twin.breaks.is_empty());
+    assert_eq!(twin.equation, equation);
+    assert_eq!(twin.store.expect("read back").counted, total as u64);
+    let (status, _) = analytics.get("/v1/ledger?check_store=maybe").await;
+    assert_eq!(status, 400);
+    analytics.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_batch_that_lies_beyond_a_removed_one_is_named() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let broker = broker(folder.path()).await;
+    topics(&broker).await;
+    let mut writer = Writer::new(&broker.bootstrap());
+    let mut config = config(folder.path(), &broker.bootstrap());
+    config.ledger.check_interval_ms = 50;
+    let analytics = Analytics::start(config).await;
+    fill(&mut writer, 3).await;
+    // As if the batch of 20 to 50 had been taken out of the log.
+    let events = some_events(NOW_S - 100, 10);
+    writer.raw(1, &batch(50, &events).encode_to_vec()).await;
+    writer.heads[1] = 60;
+    writer.source().await;
+    until(|| async { !breaks(&analytics.answer("/v1/ledger").await).is_empty() }).await;
+    let found = analytics.answer("/v1/ledger").await;
+    assert_eq!(found["balanced"], false);
+    assert_eq!(
+        breaks(&found),
+        [(json!(1), json!(30), json!(20), json!("batches_gone"))],
+        "{found}"
+    );
+    assert_eq!(found["partitions"][1]["stray_batches"], 1);
+    let log = "ledger_imbalance{stage=\"log\"}";
+    until(|| async { analytics.metric(log).await == Some(30.0) }).await;
+    // Somebody writes what was lacking: the chain goes on, and the books balance again.
+    let lacking = some_events(NOW_S - 100, 40);
+    writer.raw(1, &batch(20, &lacking).encode_to_vec()).await;
+    until(|| async { analytics.answer("/v1/ledger").await["balanced"] == true }).await;
+    until(|| async { analytics.metric(log).await == Some(0.0) }).await;
+    analytics.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_row_of_the_chain_that_was_altered_is_named() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let broker = broker(folder.path()).await;
+    topics(&broker).await;
+    let mut writer = Writer::new(&broker.bootstrap());
+    let mut config = config(folder.path(), &broker.bootstrap());
+    config.ledger.check_interval_ms = 50;
+    let analytics = Analytics::start(config).await;
+    fill(&mut writer, 3).await;
+    writer.source().await;
+    analytics.until_head(writer.total()).await;
+    until_summed(&analytics, writer.total()).await;
+    let cases = [
+        (
+            "UPDATE chain SET head = head + 3 WHERE partition = 1",
+            "UPDATE chain SET head = head - 3 WHERE partition = 1",
+            (json!(1), json!(3), json!(0), json!("store_imbalance")),
+        ),
+        (
+            "UPDATE chain SET head = head + 3, counted = counted + 3 WHERE partition = 1",
+            "UPDATE chain SET head = head - 3, counted = counted - 3 WHERE partition = 1",
+            (json!(1), json!(3), json!(20), json!("store_off_chain")),
+        ),
+        (
+            "UPDATE chain SET counted = counted - 2, late = late + 2 WHERE partition = 2",
+            "UPDATE chain SET counted = counted + 2, late = late - 2 WHERE partition = 2",
+            (json!(2), json!(-2), json!(0), json!("store_differs")),
+        ),
+        (
+            "UPDATE chain SET delta_position = delta_position - 1, head = head - 5, counted = counted - 5 \
+             WHERE partition = 0",
+            "UPDATE chain SET delta_position = delta_position + 1, head = head + 5, counted = counted + 5 \
+             WHERE partition = 0",
+            (json!(0), json!(5), json!(15), json!("store_row")),
+        ),
+    ];
+    let store = "ledger_imbalance{stage=\"store\"}";
+    for (alter, mend, named) in cases {
+        tamper(folder.path(), "analytics.deltas.db", alter).await;
+        let found = checked(&analytics).await;
+        let by = named.1.as_i64().expect("a number").abs() as f64;
+        // Terms that trade places differ both ways by as much.
+        let (partition, size, since, what) = &breaks(&found)[0];
+        assert_eq!(
+            (partition, size.as_i64().map(i64::abs), since, what),
+            (&named.0, Some(by as i64), &named.2, &named.3),
+            "{alter}: {found}"
+        );
+        assert_eq!(found["balanced"], false);
+        until(|| async { analytics.metric(store).await == Some(by) }).await;
+        tamper(folder.path(), "analytics.deltas.db", mend).await;
+        let found = checked(&analytics).await;
+        assert_eq!(found["balanced"], true, "{mend}: {found}");
+    }
+    analytics.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn rows_that_were_altered_are_named() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let broker = broker(folder.path()).await;
+    topics(&broker).await;
+    let mut writer = Writer::new(&broker.bootstrap());
+    let analytics = Analytics::start(config(folder.path(), &broker.bootstrap())).await;
+    fill(&mut writer, 3).await;
+    writer.source().await;
+    analytics.until_head(writer.total()).await;
+    until_summed(&analytics, writer.total()).await;
+    // One row of the longest buckets: all of them add up to five more than was counted.
+    let day = "UPDATE bucket SET count = count + 5 WHERE series = 'all' AND tier_s = 86400 AND bucket_s = \
+               (SELECT MAX(bucket_s) FROM bucket WHERE series = 'all' AND tier_s = 86400)";
+    tamper(folder.path(), "analytics.db", day).await;
+    let found = checked(&analytics).await;
+    assert_eq!(found["balanced"], false, "{found}");
+    assert!(
+        breaks(&found).contains(&(Value::Null, json!(5), Value::Null, json!("aggregates"))),
+        "{found}"
+    );
+    let mend = "UPDATE bucket SET count = count - 5 WHERE series = 'all' AND tier_s = 86400 AND bucket_s = \
+                (SELECT MAX(bucket_s) FROM bucket WHERE series = 'all' AND tier_s = 86400)";
+    tamper(folder.path(), "analytics.db", mend).await;
+    assert_eq!(checked(&analytics).await["balanced"], true);
+    // One row of a minute: it is no longer what its hour says.
+    let minute = "UPDATE bucket SET count = count + 4 WHERE series = 'all' AND tier_s = 60 AND bucket_s = \
+                  (SELECT MAX(bucket_s) FROM bucket WHERE series = 'all' AND tier_s = 60)";
+    tamper(folder.path(), "analytics.db", minute).await;
+    let found = checked(&analytics).await;
+    let tiers: Vec<&Value> = found["breaks"].as_array().expect("a list").iter().collect();
+    assert!(
+        tiers.iter().all(|one| one["what"] == "tiers") && !tiers.is_empty(),
+        "{found}"
+    );
+    let said = tiers[0]["message"].as_str().expect("text");
+    assert!(said.contains("buckets of"), "{said}");
+    analytics.stop().await;
+}

@@ -1,0 +1,202 @@
+use prost::Message;
+use streamgauge_audit::{Acknowledged, Fold, ProducerFacts, Whole};
+use streamgauge_chain::Outcomes;
+use streamgauge_proto::v1::{DeltaBatch, PartitionLedger, TypeCount};
+
+use super::*;
+
+fn batch(from: i64, to: i64, outcomes: Outcomes) -> Vec<u8> {
+    DeltaBatch {
+        from,
+        to,
+        outcomes: Some(outcomes.into()),
+        strings: vec![String::from("click")],
+        types: vec![TypeCount {
+            event_type: 0,
+            count: outcomes.counted,
+        }],
+        ..DeltaBatch::default()
+    }
+    .encode_to_vec()
+}
+
+pub fn report() -> Report {
+    let outcomes = Outcomes {
+        counted: 990,
+        duplicate: 8,
+        late: 2,
+        ..Outcomes::default()
+    };
+    let mut fold = Fold::new(0, Some(1000));
+    fold.record(0, Some(&batch(0, 1000, outcomes)));
+    let store = PartitionLedger {
+        head: 1000,
+        counted: 990,
+        duplicate: 8,
+        late: 2,
+        ..PartitionLedger::default()
+    };
+    let facts = PartitionFacts {
+        partition: 0,
+        source_low: 0,
+        source_high: 1005,
+        fold,
+        dead_letters: Some(2),
+        store: Some(store.clone()),
+    };
+    Report {
+        facts: vec![facts],
+        range: None,
+        dead_letters_unknown: None,
+        dead_letters_foreign: 0,
+        said: Said {
+            store: Store::Answered {
+                rows: vec![store],
+                sums: Some(StoreSums {
+                    counted: 990,
+                    whole: Some(Whole {
+                        tier_s: 86_400,
+                        events: 990,
+                        is_complete: true,
+                    }),
+                    pairs: Vec::new(),
+                }),
+                remarks: Vec::new(),
+            },
+            producers: vec![ProducerFacts {
+                name: String::from("p:1"),
+                received: 1010,
+                accepted: 1005,
+                rejected: 5,
+                acknowledged: vec![Acknowledged {
+                    partition: 0,
+                    records: 1005,
+                    first: 0,
+                    last: 1004,
+                }],
+                ..ProducerFacts::default()
+            }],
+            silent_producers: Vec::new(),
+        },
+    }
+}
+
+fn print(report: &Report, json: bool) -> String {
+    let (mut output, out, notes) = Output::captured(json);
+    report.print(&mut output).expect("memory");
+    format!("{}{}", out.text(), notes.text())
+}
+
+fn json(report: &Report) -> serde_json::Value {
+    let (mut output, out, _) = Output::captured(true);
+    report.print(&mut output).expect("memory");
+    serde_json::from_str(&out.text()).expect("JSON")
+}
+
+#[test]
+fn books_that_balance_say_so() {
+    let report = report();
+    assert_eq!(report.exit(), Exit::Ok);
+    insta::assert_snapshot!(print(&report, false), @r"
+    partition  start    end  counted  duplicate  late  dead  missing  no record  in flight  not applied
+            0      0  1,005      990          8     2     0        0          0          5            0
+        total                    990          8     2     0        0          0          5
+
+    end - start = 1,005 = 990 counted + 8 duplicate + 2 late + 0 dead-lettered + 0 missing + 0 no record + 5 in flight
+    producer p:1: received 1,010 = 1,005 accepted + 5 rejected + 0 failed + 0 in flight; the log acknowledged 1,005 records
+    balanced
+    ");
+}
+
+#[test]
+fn books_without_the_store_say_that_it_is_lacking() {
+    let mut report = report();
+    report.facts[0].store = None;
+    report.said.store = Store::Silent(String::from("cannot reach analytics"));
+    assert_eq!(report.exit(), Exit::Unreachable);
+    let text = print(&report, false);
+    assert!(text.contains("balanced, store not compared"), "{text}");
+    assert!(text.contains("cannot reach analytics"), "{text}");
+    report.said.store = Store::LeftOut;
+    assert_eq!(report.exit(), Exit::Ok);
+    assert_eq!(json(&report)["store_not_compared"], "--no-store was given");
+}
+
+#[test]
+fn books_that_do_not_say_where() {
+    let mut report = report();
+    report.facts[0].dead_letters = Some(1);
+    report.said.store = Store::Silent(String::from("cannot reach analytics"));
+    assert_eq!(report.exit(), Exit::No);
+    let text = print(&report, false);
+    assert!(
+        text.contains("BROKEN at partition 0 by 1 since offset 0: dead letters"),
+        "{text}"
+    );
+    assert!(!text.contains("balanced"), "{text}");
+    let json = json(&report);
+    assert_eq!(json["balanced"], false);
+    assert_eq!(json["breaks"][0]["what"], "dead_letters");
+    assert_eq!(json["partitions"][0]["in_flight"], 5);
+}
+
+#[test]
+fn an_acknowledged_event_that_the_log_lacks_is_lost() {
+    let mut report = report();
+    report.said.producers[0].acknowledged[0].last = 1007;
+    assert_eq!(report.exit(), Exit::No);
+    let text = print(&report, false);
+    let broken = "BROKEN at partition 0 of producer p:1 by 3 since offset 1005: records that were acknowledged are lost";
+    assert!(text.contains(broken), "{text}");
+}
+
+#[test]
+fn rows_that_are_not_what_was_counted_are_told() {
+    let mut report = report();
+    if let Store::Answered { sums, .. } = &mut report.said.store {
+        sums.as_mut().expect("given").counted = 985;
+    }
+    assert_eq!(report.exit(), Exit::No);
+    let json = json(&report);
+    let found = &json["breaks"][0];
+    assert_eq!(
+        (&found["what"], &found["by"]),
+        (&"aggregates".into(), &5.into())
+    );
+    assert!(found["partition"].is_null());
+}
+
+#[test]
+fn a_forged_batch_balances_and_is_mentioned() {
+    let mut report = report();
+    let outcomes = Outcomes {
+        counted: 10,
+        ..Outcomes::default()
+    };
+    report.facts[0]
+        .fold
+        .record(1, Some(&batch(0, 10, outcomes)));
+    report.facts[0]
+        .fold
+        .record(2, Some(&batch(5_000, 5_010, outcomes)));
+    report.facts[0].fold.record(3, Some(b"no batch"));
+    assert_eq!(report.exit(), Exit::Ok);
+    let text = print(&report, false);
+    for part in [
+        "2 batches are void",
+        "1 of them began beyond the chain's head",
+        "lies at offset 2 of metrics-data and begins at 5000",
+        "1 records of metrics-data are no batches",
+    ] {
+        assert!(text.contains(part), "no {part} in: {text}");
+    }
+}
+
+#[test]
+fn a_producer_that_does_not_answer_is_told_and_no_more() {
+    let mut report = report();
+    report.said.producers.clear();
+    report.said.silent_producers = vec![String::from("cannot reach the producer at p:1")];
+    assert_eq!(report.exit(), Exit::Ok);
+    assert!(print(&report, false).contains("A producer was not compared: cannot reach"));
+}
