@@ -1,5 +1,7 @@
 //! The bounds of the desk.
 
+use std::time::Duration;
+
 use serde::{Deserialize, Serialize};
 
 use crate::error::ConfigError;
@@ -35,6 +37,8 @@ pub struct DeskConfig {
     pub mark_attempts_max: u32,
     /// How often a replay that is held back by its rate says where it is, in milliseconds.
     pub pace_ms: u64,
+    /// A caller that takes no progress for so long is taken for gone, in milliseconds.
+    pub stall_ms_max: u64,
 }
 
 impl Default for DeskConfig {
@@ -53,11 +57,17 @@ impl Default for DeskConfig {
             step_kib_max: 4_096,
             mark_attempts_max: 6,
             pace_ms: 250,
+            stall_ms_max: 30_000,
         }
     }
 }
 
 impl DeskConfig {
+    /// How long a caller may take no progress.
+    pub fn stall(&self) -> Duration {
+        Duration::from_millis(self.stall_ms_max)
+    }
+
     /// Each bound must let something through.
     ///
     /// # Errors
@@ -78,6 +88,7 @@ impl DeskConfig {
             ("desk.step_kib_max", self.step_kib_max as u64),
             ("desk.mark_attempts_max", self.mark_attempts_max.into()),
             ("desk.pace_ms", self.pace_ms),
+            ("desk.stall_ms_max", self.stall_ms_max),
         ];
         match at_least_one.into_iter().find(|(_, value)| *value == 0) {
             Some((setting, _)) => Err(ConfigError::Rule {

@@ -19,7 +19,7 @@ use crate::core::reject::Reason;
 const TOPICS_MAX: usize = 64;
 
 /// Where a record lies in the dead-letter topic.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Place {
     /// The partition.
     pub partition: i32,
@@ -217,9 +217,12 @@ mod tests {
 
     impl Bench {
         fn new(states: &[State]) -> Self {
-            let mut filter = Filter::default();
-            filter.states = states.to_vec();
-            let index = Index::new(filter);
+            let states = states.iter().map(|state| state.as_str().to_owned());
+            let filter = v1::DeadLetterFilter {
+                states: states.collect(),
+                ..v1::DeadLetterFilter::default()
+            };
+            let index = Index::new(Filter::read(&filter).unwrap());
             Self { index, next: 0 }
         }
 

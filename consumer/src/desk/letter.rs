@@ -220,7 +220,7 @@ mod tests {
             headers.remove(place);
             let chunk = chunk(0, None, None, &headers);
             let kind = Kind::of(&chunk.get(0).unwrap());
-            let optional = [DETAIL, STEP, GROUP, WRITES].contains(&name.as_str());
+            let optional = [DETAIL, STEP, GROUP, SOURCE_TIME, WRITES].contains(&name.as_str());
             assert_eq!(kind != Kind::Foreign, optional, "without {name}");
         }
     }

@@ -75,6 +75,8 @@ struct Outgoing {
     headers: Vec<(String, Vec<u8>)>,
 }
 
+const NOBODY_LISTENS: &str = "nobody listens any more";
+
 type Told = mpsc::Sender<v1::DeadLetterProgress>;
 
 impl Run {
@@ -83,13 +85,17 @@ impl Run {
         let started = self.clock.monotonic();
         let mut next = Instant::now();
         // The totals are known at once.
-        let mut listening = told.send(progress.clone()).await.is_ok();
+        let mut listening = self.tell(&told, &progress).await;
         for step in steps(
             &self.selected,
             self.step_letters(),
             self.config.step_kib_max * 1024,
         ) {
-            if let Some(reason) = self.wait_until(next, &told).await {
+            let ended = match listening {
+                true => self.wait_until(next, &told).await,
+                false => Some(NOBODY_LISTENS),
+            };
+            if let Some(reason) = ended {
                 progress.stopped = reason.to_owned();
                 break;
             }
@@ -102,7 +108,7 @@ impl Run {
                     break;
                 }
             }
-            listening = told.send(progress.clone()).await.is_ok();
+            listening = self.tell(&told, &progress).await;
             progress.outcomes.clear();
         }
         progress.finished = true;
@@ -128,9 +134,16 @@ impl Run {
         );
         // The next one may begin before the last word of this one is read.
         drop(self.permit);
-        if listening {
-            // Nobody may be there any more.
-            let _ = told.send(progress).await;
+        // Nobody may be there any more.
+        let _ = told.send_timeout(progress, self.config.stall()).await;
+    }
+
+    /// Says where it is; `false` when nobody takes it for too long, or the consumer shuts down meanwhile.
+    async fn tell(&self, told: &Told, progress: &v1::DeadLetterProgress) -> bool {
+        tokio::select! {
+            biased;
+            sent = told.send_timeout(progress.clone(), self.config.stall()) => sent.is_ok(),
+            () = self.stop.triggered() => false,
         }
     }
 
@@ -156,7 +169,7 @@ impl Run {
         tokio::select! {
             biased;
             () = self.stop.triggered() => Some("the consumer shuts down"),
-            () = told.closed() => Some("nobody listens any more"),
+            () = told.closed() => Some(NOBODY_LISTENS),
             () = tokio::time::sleep_until(next) => None,
         }
     }

@@ -1,6 +1,6 @@
 //! Reads the dead-letter topic: once over for what is there, and single records again by their places.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 
 use streamgauge_kafka::{KafkaError, LogReader};
 use streamgauge_proto::{ErrorCode, Problem};
@@ -79,6 +79,7 @@ impl Scanner {
                 .or_default()
                 .push(one.place.offset);
         }
+        let wanted: HashSet<Place> = selected.iter().map(|one| one.place).collect();
         let mut found = HashMap::new();
         for (partition, offsets) in places {
             let low = self.reader.watermarks(&self.topic, partition).await?.low;
@@ -93,10 +94,10 @@ impl Scanner {
                             partition,
                             offset: record.offset,
                         };
-                        if selected.iter().any(|one| one.place == place)
+                        if wanted.contains(&place)
                             && let Some(stored) = Stored::of(&record)
                         {
-                            found.insert((partition, record.offset), stored);
+                            found.insert(place, stored);
                         }
                     }
                 };
@@ -105,11 +106,8 @@ impl Scanner {
                     .await?;
             }
         }
-        let place = |one: &Selected| (one.place.partition, one.place.offset);
-        Ok(selected
-            .iter()
-            .map(|one| found.remove(&place(one)))
-            .collect())
+        let take = |one: &Selected| found.remove(&one.place);
+        Ok(selected.iter().map(take).collect())
     }
 }
 

@@ -282,9 +282,8 @@ fn a_late_event_can_be_replayed_as_a_historical_one() {
     mended.historical = true;
     let mended = mended.encode_to_vec();
     assert_eq!(bench.take(1, &mended), Taken::Done);
-    assert_eq!(bench.take(2, &mended), Taken::Done);
     assert_eq!(
-        bench.take(3, &late),
+        bench.take(2, &late),
         Taken::Done,
         "what was counted is a duplicate"
     );
@@ -299,7 +298,7 @@ fn a_late_event_can_be_replayed_as_a_historical_one() {
         .expect("there");
     assert_eq!(
         (outcomes.counted, outcomes.duplicate, outcomes.late),
-        (1, 2, 1)
+        (1, 1, 1)
     );
 }
 
