@@ -63,7 +63,7 @@ impl Analytics {
 }
 
 /// The server's sentence, with the field at fault where it names one.
-fn sentence(status: &Status) -> String {
+pub(crate) fn sentence(status: &Status) -> String {
     let details = status.get_error_details();
     let field = details
         .bad_request()
@@ -78,6 +78,6 @@ fn sentence(status: &Status) -> String {
 }
 
 /// A status prints its metadata, which nobody wants to read.
-fn status_cause(status: Status) -> Box<dyn std::error::Error + Send + Sync> {
+pub(crate) fn status_cause(status: Status) -> Box<dyn std::error::Error + Send + Sync> {
     format!("{}: {}", status.code().description(), status.message()).into()
 }

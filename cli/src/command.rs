@@ -5,7 +5,7 @@ use std::process::ExitCode;
 use clap::{Parser, Subcommand};
 
 use crate::{
-    audit,
+    audit, dlq,
     error::{CliError, Exit},
     health, import,
     output::Output,
@@ -53,6 +53,7 @@ pub enum Command {
     Import(Box<import::ImportArgs>),
     Query(Box<query::QueryArgs>),
     Audit(Box<audit::AuditArgs>),
+    Dlq(Box<dlq::DlqArgs>),
     Health(health::HealthArgs),
     Config(serve::ConfigCommandArgs),
     Producer(serve::ProducerArgs),
@@ -72,6 +73,7 @@ pub async fn run(command: Command, output: &mut Output) -> Result<ExitCode, CliE
         Command::Import(args) => Box::pin(import::run(*args, output)).await?,
         Command::Query(args) => Box::pin(query::run(*args, output)).await?,
         Command::Audit(args) => Box::pin(audit::run(*args, output)).await?,
+        Command::Dlq(args) => Box::pin(dlq::run(*args, output)).await?,
         Command::Health(args) => Box::pin(health::run(args, output)).await?,
         Command::Config(args) => serve::config(&args, output)?,
         Command::Broker(args) => Box::pin(serve::broker(args, output)).await?,

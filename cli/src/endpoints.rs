@@ -97,6 +97,13 @@ pub struct EndpointArgs {
         env = "STREAMGAUGE_ENDPOINT_CONSUMER_HTTP"
     )]
     pub consumer_http: Option<String>,
+    /// The consumer's gRPC address [default: localhost:50052]
+    #[arg(
+        long,
+        value_name = "HOST:PORT",
+        env = "STREAMGAUGE_ENDPOINT_CONSUMER_GRPC"
+    )]
+    pub consumer_grpc: Option<String>,
     /// The HTTP address of analytics [default: localhost:8083]
     #[arg(
         long,
@@ -129,6 +136,8 @@ pub struct Endpoints {
     pub producer_grpc: String,
     /// The consumer's HTTP.
     pub consumer_http: String,
+    /// The consumer's gRPC.
+    pub consumer_grpc: String,
     /// HTTP of analytics.
     pub analytics_http: String,
     /// gRPC of analytics.
@@ -158,6 +167,7 @@ impl EndpointArgs {
             producer_http: pick(&self.producer_http, |file| file.producer.http, 8081),
             producer_grpc: pick(&self.producer_grpc, |file| file.producer.grpc, 50051),
             consumer_http: pick(&self.consumer_http, |file| file.consumer.http, 8082),
+            consumer_grpc: pick(&self.consumer_grpc, |file| file.consumer.grpc, 50052),
             analytics_http: pick(&self.analytics_http, |file| file.analytics.http, 8083),
             analytics_grpc: pick(&self.analytics_grpc, |file| file.analytics.grpc, 50053),
             brokers: pick(&self.brokers, |file| file.broker, 9092),
@@ -252,6 +262,7 @@ mod tests {
         assert_eq!(found.analytics_grpc, "127.0.0.1:31");
         let defaults = EndpointArgs::default().resolve().expect("resolved");
         assert_eq!(defaults.producer_grpc, "127.0.0.1:50051");
+        assert_eq!(defaults.consumer_grpc, "127.0.0.1:50052");
         assert_eq!(defaults.brokers, "127.0.0.1:9092");
     }
 

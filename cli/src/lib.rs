@@ -7,6 +7,7 @@
 pub mod audit;
 mod client;
 pub mod command;
+pub mod dlq;
 pub mod endpoints;
 pub mod error;
 mod files;

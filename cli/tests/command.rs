@@ -111,6 +111,10 @@ fn each_command_helps_with_an_example() {
         "query user",
         "query names",
         "audit",
+        "dlq list",
+        "dlq show",
+        "dlq replay",
+        "dlq drop",
         "health",
         "config show",
         "producer",
@@ -156,6 +160,12 @@ fn wrong_use_exits_2_and_says_what_is_wrong() {
     run(&["health", "--endpoints", "/no/such.json"])
         .exits(2)
         .says(&["/no/such.json"]);
+    run(&["dlq", "replay"])
+        .exits(2)
+        .says(&["say which dead letters", "--all"]);
+    run(&["dlq", "show", "5"])
+        .exits(2)
+        .says(&["TOPIC/PARTITION/OFFSET"]);
 }
 
 #[test]
@@ -183,6 +193,9 @@ fn silence_exits_3_and_names_the_address() {
     run(&["query", &at("--analytics-grpc"), "top", "--by=page_url"])
         .exits(3)
         .says(&["cannot reach analytics", &nowhere]);
+    run(&["dlq", &at("--consumer-grpc"), "list"])
+        .exits(3)
+        .says(&["cannot reach the consumer", &nowhere]);
 }
 
 #[test]

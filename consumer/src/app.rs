@@ -21,6 +21,7 @@ use tokio::{net::TcpListener, sync::mpsc};
 
 use crate::{
     config::{Config, ENV_PREFIX, TopicsConfig},
+    desk::Desk,
     error::Error,
     group::Group,
     grpc, http,
@@ -90,18 +91,31 @@ pub async fn run(config: Config, listeners: Listeners, deps: Deps) -> Result<(),
     };
     let board = Board::new(instance.clone(), config.group.group.clone());
     let deadline = config.shutdown_deadline();
+    let stop = deps.shutdown.child();
+    let desk = Desk::new(
+        &config,
+        instance.clone(),
+        metrics.clone(),
+        Arc::clone(&deps.clock),
+        stop.clone(),
+    );
 
     let router = http::router(
         http::Shared {
             board: board.clone(),
             clock: Arc::clone(&deps.clock),
         },
+        desk.clone(),
         &metrics,
         health.clone(),
         &deps.metrics,
     );
-    let stop = deps.shutdown.child();
     let mut tasks = Tasks::new(stop.clone());
+    let open_desk = desk.clone();
+    tasks.spawn("desk", async move {
+        open_desk.closed().await;
+        Ok(())
+    });
     let (server, closing) = (config.http.server.clone(), stop.clone());
     tasks.spawn("http", async move {
         serve_http(listeners.http, router, server, closing, deadline)
@@ -118,6 +132,7 @@ pub async fn run(config: Config, listeners: Listeners, deps: Deps) -> Result<(),
         grpc::serve(
             listeners.grpc,
             control,
+            desk,
             &grpc_config,
             &grpc_metrics,
             grpc_health,

@@ -15,6 +15,7 @@ use crate::{
         series::{Plan, SeriesConfig},
         validate::Limits,
     },
+    desk::DeskConfig,
     error::ConfigError,
 };
 
@@ -55,6 +56,8 @@ pub struct Config {
     pub dedupe: DedupeConfig,
     /// The owner of each partition.
     pub owner: OwnerConfig,
+    /// Where dead letters are looked at, replayed and dropped.
+    pub desk: DeskConfig,
     /// What the metrics tell apart.
     pub metrics: MetricsConfig,
     /// Logs and traces.
@@ -89,6 +92,7 @@ impl Default for Config {
             events: EventsConfig::default(),
             dedupe: DedupeConfig::default(),
             owner: OwnerConfig::default(),
+            desk: DeskConfig::default(),
             metrics: MetricsConfig::default(),
             telemetry: TelemetryConfig::default(),
             shutdown_deadline_ms: 10_000,
@@ -100,7 +104,7 @@ impl Default for Config {
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct HttpConfig {
-    /// Address to listen on. Whoever reaches it may pause partitions.
+    /// Address to listen on. Whoever reaches it may pause partitions, and read and replay dead letters.
     pub listen: SocketAddr,
     /// How much the server puts up with.
     pub server: HttpServerConfig,
@@ -119,7 +123,7 @@ impl Default for HttpConfig {
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct GrpcConfig {
-    /// Address to listen on. Whoever reaches it may pause partitions.
+    /// Address to listen on. Whoever reaches it may pause partitions, and read and replay dead letters.
     pub listen: SocketAddr,
     /// Largest request, in KiB.
     pub request_kib_max: usize,
@@ -334,6 +338,7 @@ impl Config {
     /// # Errors
     /// Names the setting and the rule.
     pub fn check(&self) -> Result<(), ConfigError> {
+        self.desk.check()?;
         let plan = self.plan()?;
         let event_share = (plan.fields.len() + 2) * self.keys.bytes_max + plan.series.len() * 256;
         let message_max = self.deltas.message_bytes_max as usize;
@@ -453,7 +458,7 @@ mod tests {
     #[test]
     fn a_broken_rule_names_its_setting() {
         type Breaking = fn(&mut Config);
-        let cases: [(&str, Breaking); 7] = [
+        let cases: [(&str, Breaking); 8] = [
             ("topics.partitions", |config| config.topics.partitions = 0),
             ("batch.kib_max", |config| config.batch.kib_max = 1_000),
             ("batch.records_max", |config| config.batch.records_max = 0),
@@ -466,6 +471,7 @@ mod tests {
             ("owner.revoke_ms_max", |config| {
                 config.owner.revoke_ms_max = config.group.revoke_timeout_ms
             }),
+            ("desk.looks_max", |config| config.desk.looks_max = 0),
             ("no dimension `page`", |config| {
                 config.series[1].dimensions = vec![String::from("page")]
             }),

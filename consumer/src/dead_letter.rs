@@ -11,7 +11,10 @@ use std::time::Duration;
 use streamgauge_kafka::{PublishError, Publisher, Record, RecordRef};
 use streamgauge_resilience::{Backoff, BackoffConfig};
 
-use crate::core::reject::{Reason, Reject};
+use crate::{
+    core::reject::{Reason, Reject},
+    provenance::Replay,
+};
 
 /// Why the record is here, as in `wrong_key`.
 pub const REASON: &str = "sg-reason";
@@ -36,9 +39,20 @@ pub const ORIGINAL_HEADERS: &str = "sg-original-headers";
 /// The key's length, when it was too long to be carried whole.
 pub const KEY_TRUNCATED: &str = "sg-key-truncated";
 /// Attempts at writing it here, this one included.
+pub const WRITES: &str = "sg-write-attempts";
+/// How often the record was tried: 1, and one more for each replay. Always the last of our own headers: those of the
+/// record follow it, and may have any name.
 pub const ATTEMPTS: &str = "sg-attempts";
 /// The value's length, when it was too long to be carried whole.
 pub const TRUNCATED: &str = "sg-truncated";
+
+/// Always the first header of a mark, which is no dead letter but says what became of one: `unfinished`, `replayed`,
+/// `dropped` or `open`. A dead letter never begins with it, whatever headers its record had.
+pub const MARK: &str = "sg-mark";
+/// In a mark: the instance that wrote it.
+pub const BY: &str = "sg-by";
+/// In a mark: how the event was edited before it was replayed.
+pub const EDIT: &str = "sg-edit";
 
 /// How much of a value is kept when the record, with its new headers, is more than Kafka takes.
 const TRUNCATED_BYTES: usize = 4 * 1024;
@@ -66,8 +80,10 @@ pub struct DeadLetter {
     stage: Stage,
     /// Attempts that Kafka refused at this stage.
     refusals: u32,
+    /// How often the record was tried.
+    attempts: u32,
     /// Ours come first: those of the record may have any name.
-    own: Vec<(&'static str, Vec<u8>)>,
+    own: Vec<(&'static str, String)>,
     original: Vec<(String, Vec<u8>)>,
     key: Option<Vec<u8>>,
     value: Option<Vec<u8>>,
@@ -97,24 +113,29 @@ impl DeadLetter {
             (GROUP, origin.group.to_owned()),
             (TIME, now_us.to_string()),
         ];
-        let mut own: Vec<_> = own
-            .into_iter()
-            .map(|(name, text)| (name, text.into_bytes()))
-            .collect();
+        let mut own = Vec::from(own);
         if record.timestamp_ms >= 0 {
-            own.push((SOURCE_TIME, record.timestamp_ms.to_string().into_bytes()));
+            own.push((SOURCE_TIME, record.timestamp_ms.to_string()));
         }
         if record.headers.is_unreadable() {
-            own.push((ORIGINAL_HEADERS, b"unreadable".to_vec()));
+            own.push((ORIGINAL_HEADERS, String::from("unreadable")));
+        }
+        // What was replayed keeps where it was refused first, and goes without the headers that said so.
+        let past = Replay::read(record.headers);
+        let known = past.as_ref().map_or(0, |_| Replay::HEADERS);
+        if let Some(past) = &past {
+            own.extend(past.first.headers());
         }
         // A header without a value arrives as one of zero bytes.
         let original = record
             .headers
+            .skip(known)
             .map(|(name, value)| (name.to_owned(), value.unwrap_or_default().to_vec()));
         Self {
             reason: reject.reason,
             stage: Stage::Whole,
             refusals: 0,
+            attempts: past.map_or(1, |past| past.replays.saturating_add(1)),
             own,
             original: original.collect(),
             key: record.key.map(<[u8]>::to_vec),
@@ -169,19 +190,30 @@ impl DeadLetter {
         }
     }
 
+    /// Our own headers at an attempt to write it, in the order in which they are written.
+    pub(crate) fn own_headers(&self, write: u32) -> Vec<(String, String)> {
+        let own = self.own.iter().cloned();
+        own.chain([
+            (WRITES, write.to_string()),
+            (ATTEMPTS, self.attempts.to_string()),
+        ])
+        .map(|(name, text)| (name.to_owned(), text))
+        .collect()
+    }
+
     fn drop_headers(&mut self) -> bool {
         if self.original.is_empty() {
             return false;
         }
         self.original = Vec::new();
-        self.own.push((ORIGINAL_HEADERS, b"dropped".to_vec()));
+        self.own.push((ORIGINAL_HEADERS, String::from("dropped")));
         true
     }
 }
 
 /// Keeps the start of the bytes, and says in a header how long they were; `false` when they were no longer.
 fn cut(
-    own: &mut Vec<(&'static str, Vec<u8>)>,
+    own: &mut Vec<(&'static str, String)>,
     header: &'static str,
     bytes: &mut Option<Vec<u8>>,
     max: usize,
@@ -190,7 +222,7 @@ fn cut(
         return false;
     };
     if !own.iter().any(|(name, _)| *name == header) {
-        own.push((header, bytes.len().to_string().into_bytes()));
+        own.push((header, bytes.len().to_string()));
     }
     bytes.truncate(max);
     true
@@ -238,18 +270,15 @@ async fn write_once(
     letters: &[DeadLetter],
     attempt: u32,
 ) -> Vec<(usize, PublishError)> {
-    let attempts = attempt.to_string();
     let mut batch = target.publisher.batch();
     for letter in letters {
-        let own = letter.own.iter().map(|(name, value)| (*name, &**value));
+        let own = letter.own_headers(attempt);
+        let own = own.iter().map(|(name, value)| (&**name, value.as_bytes()));
         let original = letter
             .original
             .iter()
             .map(|(name, value)| (&**name, &**value));
-        let headers: Vec<_> = own
-            .chain([(ATTEMPTS, attempts.as_bytes())])
-            .chain(original)
-            .collect();
+        let headers: Vec<_> = own.chain(original).collect();
         batch.push(Record {
             topic: target.topic,
             partition: None,
@@ -285,7 +314,42 @@ mod tests {
 
     fn header<'a>(letter: &'a DeadLetter, name: &str) -> Option<&'a [u8]> {
         let found = letter.own.iter().find(|(known, _)| *known == name);
-        found.map(|(_, value)| &**value)
+        found.map(|(_, value)| value.as_bytes())
+    }
+
+    /// A replayed record that is refused again.
+    #[test]
+    fn what_was_replayed_keeps_its_first_provenance() {
+        let first = crate::provenance::First {
+            topic: String::from("t"),
+            partition: 1,
+            offset: 2,
+            reason: Reason::Late,
+            time_us: 3,
+        };
+        let past = Replay { first, replays: 1 };
+        let headers = past.headers();
+        let headers = headers
+            .iter()
+            .map(|(name, value)| (*name, Some(value.as_bytes())))
+            .chain([("own", Some(&b"kept"[..]))]);
+        let mut builder = ChunkBuilder::new(0);
+        builder.push(70, 5, None, Some(b"v"), headers);
+        let chunk = builder.take().unwrap();
+        let origin = Origin {
+            topic: "t",
+            partition: 3,
+            group: "g",
+        };
+        let reject = Reject::decode(Reason::Undecodable, "why");
+        let letter = DeadLetter::new(origin, &chunk.get(0).unwrap(), &reject, 1);
+        assert_eq!(header(&letter, SOURCE_OFFSET), Some(&b"70"[..]));
+        assert_eq!(header(&letter, "sg-first-offset"), Some(&b"2"[..]));
+        assert_eq!(letter.original, [(String::from("own"), b"kept".to_vec())]);
+        let own = letter.own_headers(4);
+        let last = [(WRITES, "4"), (ATTEMPTS, "2")];
+        let last = last.map(|(name, value)| (name.to_owned(), value.to_owned()));
+        assert_eq!(own[own.len() - 2..], last);
     }
 
     #[test]

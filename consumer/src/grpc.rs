@@ -8,19 +8,26 @@ use streamgauge_proto::{
     v1::{
         PauseRequest, ResumeRequest, StatusRequest, StatusResponse,
         consumer_control_server::{ConsumerControl, ConsumerControlServer, SERVICE_NAME},
+        dead_letters_server::{self, DeadLettersServer},
     },
 };
 use tokio::net::TcpListener;
 use tokio_stream::wrappers::TcpListenerStream;
 use tonic::{Request, Response, Status, transport::Server};
 
-use crate::{config::GrpcConfig, error::Error, metrics::ConsumerMetrics, status::Board};
+use crate::{
+    config::GrpcConfig, desk::Desk, error::Error, metrics::ConsumerMetrics, status::Board,
+};
 
 /// The methods that are measured.
-pub const METHODS: [&str; 3] = [
+pub const METHODS: [&str; 7] = [
     "streamgauge.v1.ConsumerControl/Status",
     "streamgauge.v1.ConsumerControl/Pause",
     "streamgauge.v1.ConsumerControl/Resume",
+    "streamgauge.v1.DeadLetters/List",
+    "streamgauge.v1.DeadLetters/Show",
+    "streamgauge.v1.DeadLetters/Replay",
+    "streamgauge.v1.DeadLetters/Drop",
 ];
 
 /// The control service.
@@ -69,6 +76,7 @@ impl ConsumerControl for Control {
 pub async fn serve(
     listener: TcpListener,
     control: Control,
+    desk: Desk,
     config: &GrpcConfig,
     metrics: &ConsumerMetrics,
     health: Health,
@@ -76,9 +84,11 @@ pub async fn serve(
     deadline: Duration,
 ) -> Result<(), Error> {
     let descriptors = [FILE_DESCRIPTOR_SET];
-    let ops = GrpcOps::start(health, &[SERVICE_NAME], &descriptors, shutdown.clone()).await?;
-    let control = ConsumerControlServer::new(control)
-        .max_decoding_message_size(config.request_kib_max.saturating_mul(1024));
+    let names = [SERVICE_NAME, dead_letters_server::SERVICE_NAME];
+    let ops = GrpcOps::start(health, &names, &descriptors, shutdown.clone()).await?;
+    let request_bytes_max = config.request_kib_max.saturating_mul(1024);
+    let control = ConsumerControlServer::new(control).max_decoding_message_size(request_bytes_max);
+    let desk = DeadLettersServer::new(desk).max_decoding_message_size(request_bytes_max);
     let server = Server::builder()
         .tcp_nodelay(true)
         .concurrency_limit_per_connection(config.connection_calls_max as usize)
@@ -86,6 +96,7 @@ pub async fn serve(
         .layer(metrics.rpc().layer())
         .add_routes(ops.routes())
         .add_service(control)
+        .add_service(desk)
         .serve_with_incoming_shutdown(TcpListenerStream::new(listener), shutdown.triggered_owned());
     // A client that keeps a call open must not keep the service.
     let close = deadline.min(Duration::from_millis(config.close_ms_max));

@@ -1,4 +1,4 @@
-//! Health, metrics, and a look at the owners, over HTTP. Nothing about events is decided here.
+//! Health, metrics, a look at the owners, and the desk, over HTTP. Nothing about events is decided here.
 
 use axum::{
     Json, Router,
@@ -14,7 +14,11 @@ use streamgauge_proto::{ErrorCode, Problem, v1};
 use streamgauge_telemetry::Metrics;
 use tower_http::catch_panic::CatchPanicLayer;
 
-use crate::{metrics::ConsumerMetrics, status::Board};
+use crate::{
+    desk::{self, Desk},
+    metrics::ConsumerMetrics,
+    status::Board,
+};
 
 /// What handlers share.
 #[derive(Clone)]
@@ -35,6 +39,7 @@ struct Partitions {
 /// All routes.
 pub fn router(
     shared: Shared,
+    desk: Desk,
     metrics: &ConsumerMetrics,
     health: Health,
     registry: &Metrics,
@@ -49,6 +54,8 @@ pub fn router(
             "/v1/resume",
             post(async |state, body| set_paused(state, body, false)),
         )
+        .with_state(shared)
+        .merge(desk::http::router(desk))
         .merge(ops_router(health, registry.encoder()))
         .fallback(async || refuse(&Problem::new(ErrorCode::NotFound, "there is no such route")))
         .method_not_allowed_fallback(async || {
@@ -59,7 +66,6 @@ pub fn router(
         })
         .layer(CatchPanicLayer::new())
         .layer(metrics.http().layer(matched_path))
-        .with_state(shared)
 }
 
 async fn status(State(shared): State<Shared>) -> Response {
@@ -116,9 +122,15 @@ fn partition(status: &v1::PartitionStatus) -> serde_json::Value {
     })
 }
 
-fn refuse(problem: &Problem) -> Response {
+/// A refusal as a response.
+pub fn refuse(problem: &Problem) -> Response {
     let status = axum::http::StatusCode::from_u16(problem.code.http_status())
         .unwrap_or(axum::http::StatusCode::INTERNAL_SERVER_ERROR);
     let json = [(axum::http::header::CONTENT_TYPE, "application/json")];
-    (status, json, problem.to_json()).into_response()
+    let mut response = (status, json, problem.to_json()).into_response();
+    if let Some(seconds) = problem.retry_after_seconds() {
+        let headers = response.headers_mut();
+        headers.insert(axum::http::header::RETRY_AFTER, seconds.into());
+    }
+    response
 }

@@ -12,6 +12,7 @@ mod app;
 pub mod config;
 pub mod core;
 pub mod dead_letter;
+pub mod desk;
 mod error;
 mod group;
 mod grpc;
@@ -19,6 +20,7 @@ mod http;
 mod metrics;
 mod monitor;
 mod owner;
+pub mod provenance;
 mod status;
 mod trace;
 

@@ -36,7 +36,7 @@ const OUTCOMES: [&str; 5] = ["counted", "duplicate", "late", "dead_lettered", "m
 const NO_RECORD: &str = "no_record";
 
 /// Errors that have series from the start: component and kind.
-const ERRORS: [(&str, &str); 18] = [
+const ERRORS: [(&str, &str); 19] = [
     ("kafka", "topics"),
     ("kafka", "committed"),
     ("kafka", "chain_bounds"),
@@ -45,6 +45,7 @@ const ERRORS: [(&str, &str); 18] = [
     ("kafka", "write"),
     ("kafka", "dead_letter"),
     ("kafka", "ends"),
+    ("kafka", "desk"),
     ("chain", "overtaken"),
     ("chain", "source_truncated"),
     ("chain", "chain_truncated"),
@@ -98,6 +99,7 @@ struct Inner {
     ledger: Family<OutcomeLabels, Counter>,
     imbalance: Family<StageLabels, Gauge>,
     dead_letters: Family<ReasonLabels, Counter>,
+    replayed: Family<ReasonLabels, Counter>,
     rebalances: Counter,
     batches: Counter,
     void_batches: Counter,
@@ -125,12 +127,17 @@ impl ConsumerMetrics {
                     ("GET", "/v1/status", &[200]),
                     ("POST", "/v1/pause", &[200, 404]),
                     ("POST", "/v1/resume", &[200, 404]),
+                    ("GET", "/v1/dead-letters", &[200, 400]),
+                    ("GET", "/v1/dead-letters/{partition}/{offset}", &[200, 404]),
+                    ("POST", "/v1/dead-letters/replay", &[200, 400, 409]),
+                    ("POST", "/v1/dead-letters/drop", &[200, 400, 409]),
                 ],
             ),
             rpc: RpcMetrics::register(metrics, &crate::grpc::METHODS),
             ledger: Family::default(),
             imbalance: Family::default(),
             dead_letters: Family::default(),
+            replayed: Family::default(),
             rebalances: Counter::default(),
             batches: Counter::default(),
             void_batches: Counter::default(),
@@ -203,6 +210,16 @@ impl ConsumerMetrics {
             .inc();
     }
 
+    /// A dead letter was written to the source again.
+    pub fn replayed(&self, reason: Reason) {
+        self.inner
+            .replayed
+            .get_or_create(&ReasonLabels {
+                reason: reason.as_str(),
+            })
+            .inc();
+    }
+
     /// Partitions were assigned, revoked or lost.
     pub fn rebalanced(&self, owned: usize) {
         self.inner.rebalances.inc();
@@ -267,13 +284,16 @@ impl Inner {
             let _ = self.ledger.get_or_create(&OutcomeLabels { outcome });
         }
         for reason in Reason::ALL {
-            let _ = self.dead_letters.get_or_create(&ReasonLabels {
+            let labels = ReasonLabels {
                 reason: reason.as_str(),
-            });
+            };
+            let _ = self.dead_letters.get_or_create(&labels);
+            let _ = self.replayed.get_or_create(&labels);
         }
         metrics.with(|registry| {
             registry.register("ledger_events", "Source offsets by how they ended, when their batch counts", self.ledger.clone());
             registry.register("dlq_events", "Records in the dead-letter topic, by reason", self.dead_letters.clone());
+            registry.register("dlq_replayed", "Dead letters written to the source again, by reason", self.replayed.clone());
             registry.register("kafka_rebalances", "Changes of the partitions owned", self.rebalances.clone());
             registry.register("consumer_batches", "Batches of this instance that count", self.batches.clone());
             registry.register("consumer_void_batches", "Batches of any writer that were found void", self.void_batches.clone());
@@ -310,6 +330,7 @@ mod tests {
             "ledger_events_total{outcome=\"no_record\"} 0",
             "errors_total{component=\"chain\",kind=\"not_a_batch\"} 0",
             "dlq_events_total{reason=\"wrong_key\"} 0",
+            "dlq_replayed_total{reason=\"late\"} 0",
             "ledger_imbalance{stage=\"consumer\"} 0",
             "kafka_rebalances_total 0",
             "errors_total{component=\"chain\",kind=\"overtaken\"} 0",

@@ -78,6 +78,8 @@ codes! {
     NotFound = "not_found", 404, NotFound, false;
     /// The route exists, the method does not.
     MethodNotAllowed = "method_not_allowed", 405, Unimplemented, false;
+    /// Another call of the kind that goes one at a time is under way.
+    Busy = "busy", 409, Aborted, false;
     /// The body did not arrive in time.
     BodyTimeout = "body_timeout", 408, DeadlineExceeded, true;
     /// The client's token bucket is empty.

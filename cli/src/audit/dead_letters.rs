@@ -3,7 +3,7 @@
 
 use std::collections::{HashMap, HashSet};
 
-use streamgauge_consumer::dead_letter::{SOURCE_OFFSET, SOURCE_PARTITION, SOURCE_TOPIC};
+use streamgauge_consumer::dead_letter::{MARK, SOURCE_OFFSET, SOURCE_PARTITION, SOURCE_TOPIC};
 use streamgauge_kafka::{Headers, RecordRef};
 
 /// The distinct dead letters of one source topic.
@@ -32,8 +32,13 @@ impl DeadLetters {
         }
     }
 
-    /// Takes a record of the dead-letter topic in.
+    /// Takes a record of the dead-letter topic in. A mark about a dead letter is none itself: it must not stand in for
+    /// one that is missing.
     pub fn record(&mut self, record: RecordRef<'_>) {
+        let mut headers = record.headers;
+        if headers.next().is_some_and(|(name, _)| name == MARK) {
+            return;
+        }
         let Some((partition, offset)) = self.source(record.headers) else {
             self.foreign += 1;
             return;
@@ -113,6 +118,26 @@ mod tests {
             (found.within(1, 0, 10), found.within(7, 0, 10)),
             (Some(1), Some(0))
         );
+    }
+
+    #[test]
+    fn marks_are_no_dead_letters_and_a_letter_with_a_header_of_that_name_is_one() {
+        let source = [
+            (SOURCE_TOPIC, Some(&b"events"[..])),
+            (SOURCE_PARTITION, Some(b"0")),
+            (SOURCE_OFFSET, Some(b"5")),
+        ];
+        let mark = [(MARK, Some(&b"replayed"[..]))];
+        let count = |headers: Vec<(&str, Option<&[u8]>)>| {
+            let mut builder = ChunkBuilder::new(0);
+            builder.push(0, 0, None, None, headers);
+            let mut letters = DeadLetters::of("events", 10);
+            let chunk = builder.take().expect("a record");
+            chunk.iter().for_each(|record| letters.record(record));
+            (letters.within(0, 0, 10), letters.foreign)
+        };
+        assert_eq!(count([&mark[..], &source].concat()), (Some(0), 0));
+        assert_eq!(count([&source[..], &mark].concat()), (Some(1), 0));
     }
 
     #[test]

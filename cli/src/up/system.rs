@@ -178,6 +178,7 @@ impl System {
             producer_http: of(producer.http),
             producer_grpc: of(producer.grpc),
             consumer_http: of(consumer.http),
+            consumer_grpc: of(consumer.grpc),
             analytics_http: of(analytics.http),
             analytics_grpc: of(analytics.grpc),
             brokers: of(*broker),

@@ -143,6 +143,15 @@ impl Dedupe {
         Seen::New
     }
 
+    /// Whether an event is in the set at a log time that never runs backwards; it is neither added nor renewed.
+    pub fn knows(&mut self, id: EventId, log_time_us: i64) -> bool {
+        self.advance(log_time_us);
+        let identity = ((id.0 >> 64) as u64) & !0xff;
+        let hash = id.0 as u64;
+        let same = |slot: &Slot| slot.hash == hash && slot.tagged & !0xff == identity;
+        self.slots.find(hash, same).is_some()
+    }
+
     /// How many ids the set holds.
     pub fn len(&self) -> usize {
         self.slots.len()
@@ -355,6 +364,8 @@ mod tests {
         fn it_answers_as_its_definition(log in log()) {
             let mut set = Dedupe::new(HORIZON_US, 1_000_000);
             for at in 0..log.len() {
+                let known = set.knows(id(log[at].0), log[at].1);
+                prop_assert_eq!(known, model(&log, at) == Seen::Duplicate, "at {}", at);
                 prop_assert_eq!(set.insert(id(log[at].0), log[at].1), model(&log, at), "at {}", at);
                 prop_assert_eq!(set.total(), set.len());
             }

@@ -61,6 +61,11 @@ impl Reason {
             Reason::ReusedOffset => "reused_offset",
         }
     }
+
+    /// The reason of a stable text.
+    pub fn parse(text: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|reason| reason.as_str() == text)
+    }
 }
 
 /// Which step refused the record.

@@ -4,6 +4,7 @@
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 mod common;
+mod desk;
 mod faults;
 
 use std::net::SocketAddr;

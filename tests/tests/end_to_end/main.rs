@@ -1,6 +1,7 @@
 //! End-to-end tests over the public surface; one body, two environments (see `streamgauge_tests`).
 
 mod bad_input;
+mod dead_letters;
 mod kills;
 mod session;
 mod traces;

@@ -155,7 +155,11 @@ impl Source {
         let payload = self.event(&id, late);
         let now_us = self.log_time_ms * 1000;
         let start_us = self.horizon.horizon_start_us(now_us);
-        let before = self.seen.insert(id.clone(), now_us);
+        // A late event takes no id.
+        let before = match late {
+            true => self.seen.get(&id).copied(),
+            false => self.seen.insert(id.clone(), now_us),
+        };
         let fate = match before {
             Some(before_us) if before_us >= start_us => Fate::Duplicate,
             _ if late => Fate::Late,

@@ -97,7 +97,9 @@ impl Partition {
         }
         self.see_time(record);
         let (log_time_us, limits) = (self.log_time_us, &self.settings.limits);
-        if let Ok(event) = validate::event(record.key, record.payload, log_time_us, limits) {
+        if let Ok(event) = validate::event(record.key, record.payload, log_time_us, limits)
+            && self.late_from(&event).is_none()
+        {
             let id = self
                 .identifier
                 .identify(event.tenant, event.user_id, event.event_id);
@@ -145,14 +147,17 @@ impl Partition {
         let id = self
             .identifier
             .identify(event.tenant, event.user_id, event.event_id);
-        if self.dedupe.insert(id, self.log_time_us) == Seen::Duplicate {
+        let late_from = self.late_from(event);
+        let seen = match late_from {
+            None => self.dedupe.insert(id, self.log_time_us),
+            Some(_) if self.dedupe.knows(id, self.log_time_us) => Seen::Duplicate,
+            Some(_) => Seen::New,
+        };
+        if seen == Seen::Duplicate {
             self.open.outcomes.duplicate += 1;
             return Taken::Done;
         }
-        let accepted_from = self
-            .log_time_us
-            .saturating_sub(self.settings.accepted_age_us);
-        if event.occurred_at_us < accepted_from && !event.historical {
+        if let Some(accepted_from) = late_from {
             self.open.outcomes.late += 1;
             self.open.unacknowledged += 1;
             return Taken::DeadLetter(late(event.occurred_at_us, accepted_from));
@@ -170,6 +175,16 @@ impl Partition {
             self.open.traces.push(trace);
         }
         Taken::Done
+    }
+
+    /// For an event that is too old: from when on events are accepted. A late event does not take its id, so that it is
+    /// counted when it is replayed as a historical one. Whether an event is late follows from the log alone, so that a
+    /// rebuilt set holds the same ids.
+    fn late_from(&self, event: &Event<'_>) -> Option<i64> {
+        let accepted_from = self
+            .log_time_us
+            .saturating_sub(self.settings.accepted_age_us);
+        (event.occurred_at_us < accepted_from && !event.historical).then_some(accepted_from)
     }
 
     /// Log time is the largest record time so far, so that it never runs backwards.

@@ -274,6 +274,35 @@ fn a_historical_event_is_never_late() {
 }
 
 #[test]
+fn a_late_event_can_be_replayed_as_a_historical_one() {
+    let mut bench = Bench::running();
+    let late = event("old", NOW_MS - 8 * DAY_MS);
+    assert!(matches!(bench.take(0, &late), Taken::DeadLetter(_)));
+    let mut mended = v1::Event::decode(&*late).expect("own bytes");
+    mended.historical = true;
+    let mended = mended.encode_to_vec();
+    assert_eq!(bench.take(1, &mended), Taken::Done);
+    assert_eq!(
+        bench.take(2, &late),
+        Taken::Done,
+        "what was counted is a duplicate"
+    );
+    let incarnation = bench.partition.incarnation();
+    bench.tell(Input::DeadLettersAcknowledged {
+        incarnation,
+        count: 1,
+    });
+    bench.pass(100);
+    let outcomes = decoded(&bench.written().expect("due").1)
+        .outcomes
+        .expect("there");
+    assert_eq!(
+        (outcomes.counted, outcomes.duplicate, outcomes.late),
+        (1, 1, 1)
+    );
+}
+
+#[test]
 fn a_duplicate_that_is_late_too_is_a_duplicate() {
     let mut bench = Bench::running();
     assert_eq!(bench.take(0, &event("a", NOW_MS - 6 * DAY_MS)), Taken::Done);

@@ -1,0 +1,188 @@
+//! What became of a dead letter, written beside it: marks, and how they add up to a state. Pure.
+//!
+//! The dead-letter topic is never rewritten. A mark is one more record in the partition where the dead letter lies,
+//! about the identity of that dead letter. A mark lives longer than what it is about, for it was written later, and
+//! retention takes both by their age. The latest mark holds.
+
+use streamgauge_kafka::Headers;
+
+use super::letter::{LetterId, source};
+use crate::dead_letter::{BY, EDIT, MARK, SOURCE_OFFSET, SOURCE_PARTITION, SOURCE_TOPIC, TIME};
+
+/// Longest text of an edit that is kept in a mark, in bytes.
+const EDIT_BYTES_MAX: usize = 1_024;
+
+/// The state of a dead letter. The order decides between marks of the same microsecond.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum State {
+    /// Nothing became of it yet.
+    #[default]
+    Open,
+    /// A replay began and did not say how it ended: the record may or may not lie in the source again.
+    Unfinished,
+    /// Its record was written to the source again.
+    Replayed,
+    /// Somebody laid it aside.
+    Dropped,
+}
+
+impl State {
+    /// All of them.
+    pub const ALL: [State; 4] = [
+        State::Open,
+        State::Unfinished,
+        State::Replayed,
+        State::Dropped,
+    ];
+
+    /// The stable text.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            State::Open => "open",
+            State::Unfinished => "unfinished",
+            State::Replayed => "replayed",
+            State::Dropped => "dropped",
+        }
+    }
+
+    /// The state of a stable text.
+    pub fn parse(text: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|state| state.as_str() == text)
+    }
+}
+
+/// A mark.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Mark {
+    /// The dead letter that it is about.
+    pub id: LetterId,
+    /// What became of it.
+    pub state: State,
+    /// When, microseconds since the Unix epoch.
+    pub time_us: i64,
+}
+
+impl Mark {
+    /// Whether a record of the dead-letter topic is a mark and no dead letter.
+    pub fn is_mark(mut headers: Headers<'_>) -> bool {
+        headers.next().is_some_and(|(name, _)| name == MARK)
+    }
+
+    /// As headers; `by` is the instance that writes it.
+    pub fn headers(&self, by: &str, edit: &str) -> Vec<(&'static str, String)> {
+        let mut headers = vec![
+            (MARK, self.state.as_str().to_owned()),
+            (SOURCE_TOPIC, self.id.topic.clone()),
+            (SOURCE_PARTITION, self.id.partition.to_string()),
+            (SOURCE_OFFSET, self.id.offset.to_string()),
+            (TIME, self.time_us.to_string()),
+            (BY, by.to_owned()),
+        ];
+        if !edit.is_empty() {
+            let end = edit.floor_char_boundary(EDIT_BYTES_MAX);
+            headers.push((EDIT, edit[..end].to_owned()));
+        }
+        headers
+    }
+
+    /// Reads what [`Mark::headers`] wrote.
+    pub fn read(headers: Headers<'_>) -> Option<Self> {
+        let text = |name: &str| {
+            let mut headers = headers;
+            let (_, value) = headers.find(|(found, _)| *found == name)?;
+            std::str::from_utf8(value?).ok()
+        };
+        Some(Self {
+            id: source(text)?,
+            state: State::parse(text(MARK)?)?,
+            time_us: text(TIME)?.parse().ok()?,
+        })
+    }
+}
+
+/// The state that marks add up to, whatever the order in which they are read.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Standing {
+    /// When the mark that holds was written; 0 without one.
+    pub time_us: i64,
+    /// What it says.
+    pub state: State,
+}
+
+impl Standing {
+    /// Takes a mark in.
+    pub fn take(&mut self, mark: &Mark) {
+        *self = (*self).max(Self {
+            time_us: mark.time_us,
+            state: mark.state,
+        });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::desk::test_records::chunk;
+
+    fn mark(state: State, time_us: i64) -> Mark {
+        let id = LetterId {
+            topic: String::from("events"),
+            partition: 2,
+            offset: 9,
+        };
+        Mark { id, state, time_us }
+    }
+
+    fn owned(headers: &[(&str, String)]) -> Vec<(String, String)> {
+        let owned = |(name, value): &(&str, String)| ((*name).to_owned(), value.clone());
+        headers.iter().map(owned).collect()
+    }
+
+    #[test]
+    fn what_is_written_is_read() {
+        for state in State::ALL {
+            let mark = mark(state, 5);
+            let headers = owned(&mark.headers("here", &"é".repeat(EDIT_BYTES_MAX)));
+            let chunk = chunk(0, None, Some(b""), &headers);
+            let headers = chunk.get(0).unwrap().headers;
+            assert!(Mark::is_mark(headers));
+            assert_eq!(Mark::read(headers), Some(mark));
+        }
+    }
+
+    #[test]
+    fn the_latest_mark_holds() {
+        let mut standing = Standing::default();
+        assert_eq!(standing.state, State::Open);
+        for (state, time_us, expected) in [
+            (State::Unfinished, 10, State::Unfinished),
+            (State::Replayed, 11, State::Replayed),
+            (State::Unfinished, 10, State::Replayed),
+            (State::Open, 12, State::Open),
+        ] {
+            standing.take(&mark(state, time_us));
+            assert_eq!(standing.state, expected);
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn the_order_of_reading_does_not_matter(
+            marks in prop::collection::vec((0usize..4, 1i64..6), 0..8).prop_shuffle(), turn in 0usize..8
+        ) {
+            let fold = |marks: &[(usize, i64)]| {
+                let mut standing = Standing::default();
+                for (state, time_us) in marks {
+                    standing.take(&mark(State::ALL[*state], *time_us));
+                }
+                standing
+            };
+            let mut turned = marks.clone();
+            let turn = turn % turned.len().max(1);
+            turned.rotate_left(turn);
+            prop_assert_eq!(fold(&marks), fold(&turned));
+        }
+    }
+}
