@@ -2,12 +2,13 @@
 
 use std::path::Path;
 
-const FILES: [&str; 5] = [
+const FILES: [&str; 6] = [
     "streamgauge/v1/event.proto",
     "streamgauge/v1/submission.proto",
     "streamgauge/v1/delta.proto",
     "streamgauge/v1/analytics.proto",
     "streamgauge/v1/control.proto",
+    "streamgauge/v1/producer.proto",
 ];
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
