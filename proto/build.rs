@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-const FILES: [&str; 7] = [
+const FILES: [&str; 8] = [
     "streamgauge/v1/event.proto",
     "streamgauge/v1/submission.proto",
     "streamgauge/v1/delta.proto",
@@ -10,6 +10,7 @@ const FILES: [&str; 7] = [
     "streamgauge/v1/control.proto",
     "streamgauge/v1/ledger.proto",
     "streamgauge/v1/deadletter.proto",
+    "streamgauge/v1/producer.proto",
 ];
 
 /// Messages whose JSON has the fields of the protobuf form by the same names.

@@ -19,8 +19,10 @@ use streamgauge_telemetry::{Metrics, Tracer};
 use tokio::net::TcpListener;
 use tokio::time::Instant;
 
+use crate::admin::AdminGate;
 use crate::admission::Admission;
 use crate::auth::Auth;
+use crate::client_address::ClientAddress;
 use crate::config::{Config, TopicsConfig};
 use crate::error::Error;
 use crate::intake::Intake;
@@ -70,8 +72,13 @@ pub async fn run(config: Config, listeners: Listeners, deps: Deps) -> Result<(),
     let metrics = ProducerMetrics::register(&deps.metrics, &config.metrics);
     let stats = metrics.stats_sink(config.publisher.queue_messages_max);
     let publisher = Publisher::new(&config.kafka, &config.publisher, Some(stats))?;
+    let queue = publisher.clone();
     let sink = KafkaSink::new(publisher.clone(), config.topics.events.clone());
     let parts = Parts::new(&config, &deps, metrics, Box::new(sink));
+    parts
+        .intake
+        .admission
+        .watch_queue(Box::new(move || queue.queue_len()));
     let finding = find_log(config.topics.clone(), config.kafka.clone(), parts.clone());
     let end = serve(&config, listeners, &deps, &parts, finding).await?;
     let left = publisher
@@ -104,13 +111,16 @@ impl Parts {
         deps.tracer.register(&deps.metrics);
         let health = Health::new(SERVICE);
         let breaker = Breaker::new(PUBLISH_BREAKER, &config.breaker, Arc::new(metrics.clone()));
-        let admission = Admission::new(&config.rate_limit, &config.limits, metrics.clone());
+        let clock = deps.clock.clone();
+        let admission = Admission::new(config, clock, &deps.metrics, metrics.clone());
         let publishing = PublishingConfig {
             retry: config.retry.clone(),
             stall: Duration::from_millis(config.limits.stall_ms),
         };
         let intake = Intake {
             auth: Auth::new(&config.auth),
+            client_address: ClientAddress::new(&config.proxies),
+            admin: AdminGate::new(&config.admin),
             admission: Arc::new(admission),
             publishing: Publishing::new(sink, breaker.clone(), publishing, metrics.clone()),
             metrics,
@@ -152,6 +162,7 @@ pub(crate) async fn serve(
     let shared = http::Shared {
         intake: parts.intake.clone(),
         limits: limits.clone(),
+        admin_body_bytes_max: config.admin.body_bytes_max,
     };
     let router = http::router(shared, parts.health.clone(), &deps.metrics);
     let grpc = grpc::Shared {
@@ -178,6 +189,11 @@ pub(crate) async fn serve(
     });
     tasks.spawn("log", async move {
         beside.await;
+        Ok(())
+    });
+    let (admission, stop) = (parts.intake.admission.clone(), parts.stop.clone());
+    tasks.spawn("rate limits", async move {
+        admission.evict_regularly(stop).await;
         Ok(())
     });
     let delay = Duration::from_millis(config.shutdown_delay_ms);

@@ -1,4 +1,4 @@
-//! Who a client is: its tenant, and the key under which its allowance is counted.
+//! Who a client is: its tenant, and the credential and address under which its allowances are counted.
 //!
 //! The tenant of an event comes from here alone, never from what a client says in an event. Tokens are looked up by
 //! a keyed hash, and no error or log line ever holds one.
@@ -15,14 +15,11 @@ use crate::config::AuthConfig;
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Client {
     pub tenant: Arc<str>,
-    pub key: ClientKey,
-}
-
-/// What an allowance belongs to: a credential, or an address where there are none.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub enum ClientKey {
-    Token(usize),
-    Address(Option<IpAddr>),
+    /// The place of its credential among those of the settings, where credentials are asked for.
+    pub credential: Option<usize>,
+    /// Its requests keep a place when load is shed.
+    pub canary: bool,
+    pub address: Option<IpAddr>,
 }
 
 /// The credentials. Clones share them.
@@ -36,6 +33,7 @@ struct Known {
     place: usize,
     tenant: Arc<str>,
     suspended: bool,
+    canary: bool,
 }
 
 impl Auth {
@@ -45,6 +43,7 @@ impl Auth {
                 place,
                 tenant: Arc::from(token.tenant.as_str()),
                 suspended: token.suspended,
+                canary: token.canary,
             };
             (token.token.expose().to_owned(), known)
         });
@@ -64,7 +63,9 @@ impl Auth {
             let tenant = self.default_tenant.clone();
             return Ok(Client {
                 tenant,
-                key: ClientKey::Address(address),
+                credential: None,
+                canary: false,
+                address,
             });
         }
         let token = authorization.and_then(bearer).ok_or_else(|| {
@@ -82,13 +83,16 @@ impl Auth {
             )),
             Some(known) => Ok(Client {
                 tenant: known.tenant.clone(),
-                key: ClientKey::Token(known.place),
+                credential: Some(known.place),
+                canary: known.canary,
+                address,
             }),
         }
     }
 }
 
-fn bearer(header: &[u8]) -> Option<&str> {
+/// The token of a header.
+pub fn bearer(header: &[u8]) -> Option<&str> {
     let (scheme, token) = std::str::from_utf8(header).ok()?.split_once(' ')?;
     scheme.eq_ignore_ascii_case("bearer").then(|| token.trim())
 }
@@ -105,6 +109,7 @@ mod tests {
             token: Secret::from(token),
             tenant: tenant.to_owned(),
             suspended,
+            ..TokenConfig::default()
         };
         Auth::new(&AuthConfig {
             tokens: vec![token("good", "acme", false), token("old", "acme", true)],
@@ -115,7 +120,7 @@ mod tests {
     fn a_known_token_gives_its_tenant() {
         for header in ["Bearer good", "bearer good", "BEARER  good "] {
             let client = auth().client(Some(header.as_bytes()), None).unwrap();
-            assert_eq!((&*client.tenant, client.key), ("acme", ClientKey::Token(0)));
+            assert_eq!((&*client.tenant, client.credential), ("acme", Some(0)));
         }
     }
 
@@ -142,8 +147,8 @@ mod tests {
         let address = Some(IpAddr::from([127, 0, 0, 1]));
         let client = auth.client(Some(b"Bearer whatever"), address).unwrap();
         assert_eq!(
-            (&*client.tenant, client.key),
-            ("", ClientKey::Address(address))
+            (&*client.tenant, client.credential, client.address),
+            ("", None, address)
         );
     }
 }

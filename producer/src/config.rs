@@ -6,10 +6,13 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 use streamgauge_kafka::{KafkaConfig, PublisherConfig};
 use streamgauge_lifecycle::HttpServerConfig;
-use streamgauge_resilience::{BackoffConfig, BreakerConfig, RateLimitConfig};
+use streamgauge_resilience::{BackoffConfig, BreakerConfig};
 use streamgauge_settings::Secret;
 use streamgauge_telemetry::TelemetryConfig;
 
+use crate::admission::settings::{
+    self, AdminConfig, AdmissionConfig, ProxyConfig, RateLimitConfig,
+};
 use crate::error::ConfigError;
 use crate::event::EventLimits;
 use crate::event::json::DEPTH_LIMIT;
@@ -38,8 +41,14 @@ pub struct Config {
     pub limits: Limits,
     /// Who may submit; without tokens everybody may.
     pub auth: AuthConfig,
-    /// The allowance of each client, in events.
+    /// The proxies before the service.
+    pub proxies: ProxyConfig,
+    /// Who may change limits while the service runs.
+    pub admin: AdminConfig,
+    /// The allowances of clients, in events.
     pub rate_limit: RateLimitConfig,
+    /// When load is shed.
+    pub admission: AdmissionConfig,
     /// When publishing is given a rest.
     pub breaker: BreakerConfig,
     /// How a failed publication is tried again, within the deadline of its request.
@@ -68,7 +77,10 @@ impl Default for Config {
             topics: TopicsConfig::default(),
             limits: Limits::default(),
             auth: AuthConfig::default(),
+            proxies: ProxyConfig::default(),
+            admin: AdminConfig::default(),
             rate_limit: RateLimitConfig::default(),
+            admission: AdmissionConfig::default(),
             breaker: BreakerConfig::default(),
             retry: BackoffConfig::default(),
             metrics: MetricsConfig::default(),
@@ -257,10 +269,15 @@ pub struct AuthConfig {
 pub struct TokenConfig {
     /// The token.
     pub token: Secret,
+    /// What it is called in the admin API and in `rate_limit.overrides`; `credential-1` and so on by its place when
+    /// empty.
+    pub name: String,
     /// The tenant whose events it submits; empty is the default tenant.
     pub tenant: String,
     /// Known, but not allowed to submit for now.
     pub suspended: bool,
+    /// Its requests keep a place when load is shed (`admission.canary_reserve_share`).
+    pub canary: bool,
 }
 
 /// What the metrics tell apart.
@@ -285,6 +302,13 @@ impl Default for MetricsConfig {
 impl Config {
     /// Checks what no single setting can tell about itself.
     pub fn check(&self) -> Result<(), ConfigError> {
+        settings::check(
+            &self.rate_limit,
+            &self.admission,
+            &self.proxies,
+            &self.admin,
+            &self.auth,
+        )?;
         let limits = &self.limits;
         let delivery_ms = u64::from(self.publisher.delivery_timeout_ms);
         let rules = [
@@ -358,6 +382,8 @@ impl Config {
 
 #[cfg(test)]
 mod tests {
+    use streamgauge_resilience::Rate;
+
     use super::*;
 
     #[test]
@@ -368,7 +394,7 @@ mod tests {
     #[test]
     fn a_broken_rule_names_its_setting() {
         type Breaking = fn(&mut Config);
-        let cases: [(&str, Breaking); 8] = [
+        let cases: [(&str, Breaking); 14] = [
             ("publisher.delivery_timeout_ms", |config| {
                 config.publisher.delivery_timeout_ms = 9_001
             }),
@@ -392,6 +418,30 @@ mod tests {
                 config.auth.tokens.push(TokenConfig::default())
             }),
             ("topics.partitions", |config| config.topics.replication = 0),
+            ("rate_limit", |config| {
+                let unknown = String::from("nobody");
+                config.rate_limit.overrides.insert(unknown, Rate::UNLIMITED);
+            }),
+            ("rate_limit.ipv6_prefix_bits", |config| {
+                config.rate_limit.ipv6_prefix_bits = 129
+            }),
+            ("admission.limit.units_min", |config| {
+                config.admission.limit.units_min = 70_000
+            }),
+            ("admission.small_reserve_share", |config| {
+                config.admission.small_reserve_share = 0.95
+            }),
+            ("proxies.trusted", |config| {
+                config.proxies.trusted.push(String::from("10.0.0.0/33"))
+            }),
+            ("admin.token", |config| {
+                let token = Secret::from("both");
+                config.auth.tokens.push(TokenConfig {
+                    token: token.clone(),
+                    ..TokenConfig::default()
+                });
+                config.admin.token = token;
+            }),
         ];
         for (setting, change) in cases {
             let mut config = Config::default();

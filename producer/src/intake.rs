@@ -14,8 +14,10 @@ use streamgauge_proto::{ErrorCode, Problem};
 use streamgauge_telemetry::{Span, TraceContext, Tracer};
 use tokio::time::Instant;
 
+use crate::admin::AdminGate;
 use crate::admission::{Admission, Refused};
 use crate::auth::{Auth, Client};
+use crate::client_address::ClientAddress;
 use crate::event::decode::{BodyError, Format, Summary, check_properties, decode};
 use crate::event::encode::{Entry, RandomIds};
 use crate::event::validate::{Rules, validate};
@@ -29,6 +31,8 @@ const IDEMPOTENCY_KEY_BYTES_MAX: usize = 255;
 /// What the doors share.
 pub struct Intake {
     pub auth: Auth,
+    pub client_address: ClientAddress,
+    pub admin: AdminGate,
     pub admission: Arc<Admission>,
     pub publishing: Publishing,
     pub metrics: ProducerMetrics,
@@ -161,7 +165,8 @@ impl Intake {
                 unacknowledged: Vec::new(),
             });
         }
-        let place = match self.admission.admit(&submission.client.key, batch.ready()) {
+        let (events, bytes) = (batch.ready(), batch.memory());
+        let place = match self.admission.admit(&submission.client, events, bytes) {
             Ok(place) => place,
             Err(refused) => {
                 receipt.fail(&batch, refused.reason);
@@ -169,6 +174,7 @@ impl Intake {
             }
         };
         let published = self.publish(&batch, submission, deadline).await;
+        place.report(&published);
         drop(place);
         match published {
             Ok(unacknowledged) => {

@@ -9,9 +9,11 @@
 //! The way of an event: `http` or `grpc` read the request, [`event`] decodes, validates and encodes, `admission` lets
 //! it in, `publish` writes it, `intake` holds the steps together.
 
+mod admin;
 mod admission;
 mod app;
 mod auth;
+mod client_address;
 mod config;
 mod error;
 pub mod event;
@@ -22,6 +24,10 @@ mod ledger;
 mod metrics;
 mod publish;
 
+pub use admission::rates::RateLimits;
+pub use admission::settings::{
+    AddressHeader, AdminConfig, AdmissionConfig, ProxyConfig, RateLimitConfig,
+};
 pub use app::{Deps, ENV_PREFIX, Listeners, SERVICE, bind, main_with, run};
 pub use config::{
     AuthConfig, Config, GrpcConfig, HttpConfig, Limits, MetricsConfig, TokenConfig, TopicsConfig,

@@ -139,11 +139,6 @@ struct ReasonLabels {
 }
 
 #[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
-struct ScopeLabels {
-    scope: &'static str,
-}
-
-#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
 struct BreakerLabels {
     breaker: &'static str,
 }
@@ -177,8 +172,6 @@ struct Inner {
     failed: Family<ReasonLabels, Counter>,
     unknown_fields: Counter,
     publish_retries: Counter,
-    rate_limited: Family<ScopeLabels, Counter>,
-    rate_limiter_keys: Gauge,
     in_flight: Gauge,
     breaker_state: Family<BreakerLabels, Gauge>,
     breaker_transitions: Family<TransitionLabels, Counter>,
@@ -187,28 +180,11 @@ struct Inner {
     broker_rtt: Family<BrokerLabels, FloatGauge>,
 }
 
-/// What was refused for want of an allowance: one client's, or everybody's.
-#[derive(Clone, Copy, Debug)]
-pub enum LimitScope {
-    Client,
-    InFlight,
-    InFlightBytes,
-}
-
-impl LimitScope {
-    const ALL: [Self; 3] = [Self::Client, Self::InFlight, Self::InFlightBytes];
-
-    const fn as_str(self) -> &'static str {
-        match self {
-            Self::Client => "client",
-            Self::InFlight => "in_flight",
-            Self::InFlightBytes => "in_flight_bytes",
-        }
-    }
-}
-
 const SUBMIT_CODES: [u16; 12] = [200, 400, 401, 403, 405, 408, 413, 415, 429, 499, 500, 503];
-const METHODS: [&str; 4] = [
+const ADMIN_CODES: [u16; 9] = [200, 400, 401, 403, 405, 408, 413, 499, 500];
+const METHODS: [&str; 6] = [
+    "streamgauge.v1.ProducerControl/GetRateLimits",
+    "streamgauge.v1.ProducerControl/SetRateLimits",
     "streamgauge.v1.Submission/Submit",
     "streamgauge.v1.Submission/SubmitBatch",
     "streamgauge.v1.Submission/SubmitStream",
@@ -231,6 +207,8 @@ impl ProducerMetrics {
             ("POST", "/ingest", &SUBMIT_CODES[..]),
             ("POST", "/activity", &SUBMIT_CODES[..]),
             ("GET", "/v1/ledger", &SUBMIT_CODES[..1]),
+            ("GET", "/v1/admin/rate-limits", &ADMIN_CODES[..]),
+            ("PUT", "/v1/admin/rate-limits", &ADMIN_CODES[..]),
         ];
         let inner = Inner {
             core,
@@ -243,8 +221,6 @@ impl ProducerMetrics {
             failed: Family::default(),
             unknown_fields: Counter::default(),
             publish_retries: Counter::default(),
-            rate_limited: Family::default(),
-            rate_limiter_keys: Gauge::default(),
             in_flight: Gauge::default(),
             breaker_state: Family::default(),
             breaker_transitions: Family::default(),
@@ -254,7 +230,7 @@ impl ProducerMetrics {
         };
         inner.begin_at_zero();
         inner.register_events(metrics);
-        inner.register_limits(metrics);
+        inner.register_publishing(metrics);
         Self {
             inner: Arc::new(inner),
         }
@@ -290,19 +266,6 @@ impl ProducerMetrics {
 
     pub fn publish_retry(&self) {
         self.inner.publish_retries.inc();
-    }
-
-    pub fn limited(&self, scope: LimitScope) {
-        self.inner
-            .rate_limited
-            .get_or_create(&ScopeLabels {
-                scope: scope.as_str(),
-            })
-            .inc();
-    }
-
-    pub fn limiter_keys(&self, keys: usize) {
-        self.inner.rate_limiter_keys.set(keys as i64);
     }
 
     pub fn in_flight(&self) -> &Gauge {
@@ -373,11 +336,6 @@ impl Inner {
                 reason: reason.as_str(),
             });
         }
-        for scope in LimitScope::ALL {
-            let _ = self.rate_limited.get_or_create(&ScopeLabels {
-                scope: scope.as_str(),
-            });
-        }
         let _ = self.breaker_state.get_or_create(&BreakerLabels {
             breaker: PUBLISH_BREAKER,
         });
@@ -430,18 +388,8 @@ impl Inner {
         });
     }
 
-    fn register_limits(&self, metrics: &Metrics) {
+    fn register_publishing(&self, metrics: &Metrics) {
         metrics.with(|registry| {
-            registry.register(
-                "rate_limited",
-                "Requests refused for want of an allowance, by whose",
-                self.rate_limited.clone(),
-            );
-            registry.register(
-                "rate_limiter_keys",
-                "Clients that hold an allowance of their own",
-                self.rate_limiter_keys.clone(),
-            );
             registry.register(
                 "circuit_breaker_state",
                 "0 closed, 1 half-open, 2 open",

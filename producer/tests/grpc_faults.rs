@@ -230,6 +230,7 @@ async fn credentials_are_asked_for_before_anything_is_read() {
         token: Secret::from(token),
         tenant: "acme".to_owned(),
         suspended,
+        ..TokenConfig::default()
     };
     config.auth.tokens = vec![token("good", false), token("old", true)];
     let producer = Producer::start(config).await;

@@ -213,6 +213,7 @@ async fn credentials_are_asked_for_and_give_the_tenant() {
         token: Secret::from(token),
         tenant: "acme".into(),
         suspended,
+        ..TokenConfig::default()
     };
     config.auth.tokens = vec![token("good", false), token("old", true)];
     let producer = Producer::start(config).await;
@@ -260,8 +261,11 @@ async fn a_used_up_allowance_is_429_and_counted() {
     assert!((1..=10).contains(&after), "{after}");
     let [_, accepted, rejected, _] = producer.ledger();
     assert_eq!((accepted, rejected), (10.0, 0.0));
-    assert_eq!(producer.metric("rate_limited_total{scope=\"client\"}"), 2.0);
-    assert_eq!(producer.metric("rate_limiter_keys"), 1.0);
+    assert_eq!(
+        producer.metric("rate_limited_total{scope=\"address\"}"),
+        2.0
+    );
+    assert_eq!(producer.metric("rate_limiter_keys{scope=\"address\"}"), 1.0);
     producer.stop().await.unwrap();
 }
 

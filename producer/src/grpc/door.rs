@@ -24,6 +24,7 @@ use tonic::transport::server::TcpConnectInfo;
 use tower::{Layer, Service};
 
 use super::SUBMIT_STREAM;
+use super::messages::refusal_with;
 use crate::admission::Room;
 use crate::auth::Client;
 use crate::config::Limits;
@@ -63,19 +64,22 @@ pub struct Door {
 }
 
 impl Door {
-    fn let_in(&self, request: &Request<Body>, streaming: bool) -> Result<Caller, Problem> {
+    fn let_in(&self, request: &Request<Body>, streaming: bool) -> Result<Caller, Status> {
         let admission = &self.intake.admission;
         admission.is_open()?;
         let authorization = request.headers().get(header::AUTHORIZATION);
         let peer = request.extensions().get::<TcpConnectInfo>();
-        let client = self.intake.auth.client(
-            authorization.map(|value| value.as_bytes()),
-            peer.and_then(TcpConnectInfo::remote_addr)
-                .map(|address| address.ip()),
-        )?;
+        let peer = peer.and_then(TcpConnectInfo::remote_addr);
+        let address = self
+            .intake
+            .client_address
+            .of(peer.map(|peer| peer.ip()), request.headers());
+        let authorization = authorization.map(|value| value.as_bytes());
+        let client = self.intake.auth.client(authorization, address)?;
         // On a stream each batch is answered for itself.
-        if !streaming {
-            admission.has_allowance(&client.key)?;
+        if !streaming && let Err(problem) = admission.may_read(&client) {
+            let fields = admission.fields(&client, problem.retry_after_seconds());
+            return Err(refusal_with(problem, fields));
         }
         let meter = Meter {
             room: admission.room(0)?,
@@ -126,8 +130,8 @@ where
         let streaming = path == SUBMIT_STREAM;
         let caller = match self.door.let_in(&request, streaming) {
             Ok(caller) => caller,
-            Err(problem) => {
-                let refused = Status::from(problem).into_http();
+            Err(status) => {
+                let refused = status.into_http();
                 return Box::pin(async move { Ok(refused) });
             }
         };

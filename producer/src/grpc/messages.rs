@@ -8,6 +8,7 @@ use streamgauge_proto::{ErrorCode, Problem};
 use tonic::metadata::MetadataMap;
 use tonic::{Code, Status};
 
+use crate::admission::Fields;
 use crate::intake::{Outcome, Verdict};
 
 /// Puts a message that could not be read down to the client, at the head of an answer.
@@ -106,6 +107,26 @@ pub fn refusal(problem: Problem) -> v1::Refusal {
             .retry_after
             .map_or(0, |after| after.as_millis().max(1) as u64),
         message: problem.message,
+    }
+}
+
+/// A refusal as a status, with what is left of the caller's allowances.
+pub fn refusal_with(problem: Problem, fields: Option<Fields>) -> Status {
+    let mut status = Status::from(problem);
+    tell_allowances(status.metadata_mut(), fields);
+    status
+}
+
+/// The same fields that HTTP answers have.
+pub fn tell_allowances(metadata: &mut MetadataMap, fields: Option<Fields>) {
+    let Some(fields) = fields else { return };
+    for (name, value) in [
+        (Fields::POLICY, fields.policy),
+        (Fields::LIMIT, fields.limit),
+    ] {
+        if let Ok(value) = value.parse() {
+            metadata.insert(name, value);
+        }
     }
 }
 

@@ -3,6 +3,7 @@
 //! A unary call that is refused ends in a status; on a stream the refusal is an answer and the stream goes on. The
 //! batches of a stream are taken on in order, a few at a time, so that a slow reader slows its own stream only.
 
+mod control;
 mod door;
 mod ledger;
 mod messages;
@@ -15,6 +16,9 @@ use futures::{Stream, StreamExt};
 use streamgauge_lifecycle::{GrpcOps, Health, Shutdown, grpc_incoming};
 use streamgauge_proto::v1::producer_ledger_server::{
     ProducerLedgerServer, SERVICE_NAME as LEDGER_NAME,
+};
+use streamgauge_proto::v1::producer_control_server::{
+    ProducerControlServer, SERVICE_NAME as CONTROL_NAME,
 };
 use streamgauge_proto::v1::submission_server::{
     SERVICE_NAME, Submission as SubmissionRpc, SubmissionServer,
@@ -34,8 +38,12 @@ use tonic::{Request, Response, Status, Streaming};
 use tower::util::MapResponseLayer;
 
 use self::door::{Caller, Door};
-use self::messages::{batch_response, refusal, timeout, unread, unread_in_answer, verdict};
-use crate::admission::Room;
+use self::messages::{
+    batch_response, refusal, refusal_with, tell_allowances, timeout, unread, unread_in_answer,
+    verdict,
+};
+use crate::admission::{Admission, Room};
+use crate::auth::Client;
 use crate::config::{GrpcConfig, Limits};
 use crate::error::Error;
 use crate::intake::{Intake, Outcome, Submission, idempotency_key};
@@ -62,7 +70,7 @@ pub async fn serve(
 ) -> Result<(), Error> {
     let (shutdown, config) = (shared.shutdown.clone(), shared.config.clone());
     let descriptors = [FILE_DESCRIPTOR_SET];
-    let services = [SERVICE_NAME, LEDGER_NAME];
+    let services = [SERVICE_NAME, LEDGER_NAME, CONTROL_NAME];
     let ops = GrpcOps::start(health, &services, &descriptors, shutdown.clone()).await?;
     let ledger = ledger::Calls {
         intake: shared.intake.clone(),
@@ -85,6 +93,7 @@ pub async fn serve(
         .layer(door)
         .add_routes(ops.routes())
         .add_service(ProducerLedgerServer::new(ledger))
+        .add_service(ProducerControlServer::new(shared.clone()))
         .add_service(
             SubmissionServer::new(shared).max_decoding_message_size(config.message_bytes_max),
         )
@@ -183,6 +192,8 @@ impl Shared {
 }
 
 fn response<T>(
+    admission: &Admission,
+    client: &Client,
     (result, trace): (Result<T, Problem>, Option<TraceContext>),
 ) -> Result<Response<T>, Status> {
     let sign = |metadata: &mut MetadataMap| {
@@ -194,13 +205,15 @@ fn response<T>(
         Ok(message) => {
             let mut response = Response::new(message);
             sign(response.metadata_mut());
+            tell_allowances(response.metadata_mut(), admission.fields(client, None));
             if let Some(trace) = trace {
                 response.extensions_mut().insert(trace);
             }
             Ok(response)
         }
         Err(problem) => {
-            let mut status = Status::from(problem);
+            let fields = admission.fields(client, problem.retry_after_seconds());
+            let mut status = refusal_with(problem, fields);
             sign(status.metadata_mut());
             Err(status)
         }
@@ -233,7 +246,7 @@ impl SubmissionRpc for Shared {
                 }
             })
             .await;
-        response(done)
+        response(&self.intake.admission, &caller.client, done)
     }
 
     async fn submit_batch(
@@ -246,7 +259,8 @@ impl SubmissionRpc for Shared {
         let submit = async |trace| {
             Shared::submit_batch(self, &metadata, &caller, &room, message, trace).await
         };
-        response(self.traced(SUBMIT_BATCH, &metadata, submit).await)
+        let done = self.traced(SUBMIT_BATCH, &metadata, submit).await;
+        response(&self.intake.admission, &caller.client, done)
     }
 
     type SubmitStreamStream =

@@ -228,12 +228,12 @@ mod tests {
     use std::sync::Arc;
 
     use http::HeaderValue;
-    use streamgauge_resilience::RateLimitConfig;
+    use streamgauge_lifecycle::SystemClock;
     use streamgauge_telemetry::Metrics;
 
     use super::*;
     use crate::admission::Admission;
-    use crate::config::MetricsConfig;
+    use crate::config::Config;
     use crate::metrics::ProducerMetrics;
 
     const CODINGS: [Encoding; 4] = [
@@ -279,9 +279,13 @@ mod tests {
             in_flight_bytes_max: bytes_max,
             ..Limits::default()
         };
-        let metrics =
-            ProducerMetrics::register(&Metrics::new("producer"), &MetricsConfig::default());
-        let admission = Admission::new(&RateLimitConfig::default(), &limits, metrics);
+        let config = Config {
+            limits,
+            ..Config::default()
+        };
+        let registry = Metrics::new("producer");
+        let metrics = ProducerMetrics::register(&registry, &config.metrics);
+        let admission = Admission::new(&config, SystemClock::shared(), &registry, metrics);
         Arc::new(admission).room(0).unwrap()
     }
 

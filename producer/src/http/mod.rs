@@ -2,6 +2,7 @@
 //!
 //! Handlers read a request, hand it to [`crate::intake`] and write the verdicts; no rule about events is known here.
 
+mod admin;
 mod body;
 mod ledger;
 mod simple;
@@ -25,6 +26,8 @@ use streamgauge_telemetry::context::TRACEPARENT;
 use streamgauge_telemetry::{Metrics, TraceContext};
 use tower_http::catch_panic::CatchPanicLayer;
 
+use crate::admission::Fields;
+use crate::auth::Client;
 use crate::config::Limits;
 use crate::error::problem_json;
 use crate::event::decode::Format;
@@ -43,6 +46,7 @@ const IDEMPOTENCY_KEY: HeaderName = HeaderName::from_static("idempotency-key");
 pub struct Shared {
     pub intake: Arc<Intake>,
     pub limits: Arc<Limits>,
+    pub admin_body_bytes_max: usize,
 }
 
 /// All routes.
@@ -53,6 +57,7 @@ pub fn router(shared: Shared, health: Health, metrics: &Metrics) -> Router {
         .route("/ingest", post(simple::ingest))
         .route("/activity", post(simple::activity))
         .route("/v1/ledger", get(ledger::read))
+        .route("/v1/admin/rate-limits", get(admin::show).put(admin::change))
         .merge(ops_router(health, metrics.encoder()))
         .fallback(async || {
             refuse(
@@ -186,7 +191,8 @@ fn read_head(
     let authorization = headers
         .get(header::AUTHORIZATION)
         .map(HeaderValue::as_bytes);
-    let client = intake.auth.client(authorization, peer(request))?;
+    let address = intake.client_address.of(peer(request), headers);
+    let client = intake.auth.client(authorization, address)?;
     let query = Query::parse(request.uri().query())?;
     let historical = query.historical || flag(headers, &HISTORICAL)?;
     let key = headers
@@ -283,6 +289,24 @@ fn sign(response: &mut Response, trace: TraceContext) {
         response.headers_mut().insert(TRACE_ID, value);
     }
     response.extensions_mut().insert(trace);
+}
+
+/// Tells a client what is left of its allowances.
+fn tell_allowances(shared: &Shared, client: &Client, response: &mut Response) {
+    let headers = response.headers_mut();
+    let retry_after = headers.get(header::RETRY_AFTER);
+    let retry_after_s = retry_after.and_then(|value| value.to_str().ok()?.parse().ok());
+    let Some(fields) = shared.intake.admission.fields(client, retry_after_s) else {
+        return;
+    };
+    for (name, value) in [
+        (Fields::POLICY, fields.policy),
+        (Fields::LIMIT, fields.limit),
+    ] {
+        if let Ok(value) = HeaderValue::try_from(value) {
+            headers.insert(HeaderName::from_static(name), value);
+        }
+    }
 }
 
 /// A JSON answer.

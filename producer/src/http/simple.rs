@@ -7,7 +7,9 @@
 use axum::extract::{Request, State};
 use axum::response::Response;
 use http::StatusCode;
+use streamgauge_proto::Problem;
 
+use super::submit::Submitted;
 use super::{Shared, json, submit, traced, verdicts};
 use crate::event::Shape;
 
@@ -27,20 +29,23 @@ async fn simple(shared: &Shared, request: Request, name: &'static str, shape: Sh
         request,
         name,
         async |shared: &Shared, request, trace| {
-            let submitted = submit::submit(shared, request, shape, trace).await?;
-            let first = submitted.outcome.verdicts().next();
-            let Some(verdict) = first.filter(|_| submitted.single) else {
-                return Ok(submitted.answer());
-            };
-            match verdict.problem() {
-                Some(problem) => Err(problem),
-                None => {
-                    let mut body = String::new();
-                    verdicts::write_verdict(&mut body, &verdict, None);
-                    Ok(json(StatusCode::OK, body))
-                }
-            }
+            submit::answered(shared, request, shape, trace, answer).await
         },
     )
     .await
+}
+
+fn answer(submitted: Submitted) -> Result<Response, Problem> {
+    let first = submitted.outcome.verdicts().next();
+    let Some(verdict) = first.filter(|_| submitted.single) else {
+        return Ok(submitted.answer());
+    };
+    match verdict.problem() {
+        Some(problem) => Err(problem),
+        None => {
+            let mut body = String::new();
+            verdicts::write_verdict(&mut body, &verdict, None);
+            Ok(json(StatusCode::OK, body))
+        }
+    }
 }

@@ -9,7 +9,7 @@ use streamgauge_proto::Problem;
 use streamgauge_telemetry::TraceContext;
 use tokio::time::Instant;
 
-use super::{Shared, body, json, read_head, traced, verdicts};
+use super::{Head, Shared, body, json, read_head, refuse, tell_allowances, traced, verdicts};
 use crate::admission::Room;
 use crate::event::Shape;
 use crate::intake::Outcome;
@@ -20,8 +20,8 @@ pub async fn events(State(shared): State<Shared>, request: Request) -> Response 
         request,
         "POST /v1/events",
         async |shared: &Shared, request, trace| {
-            let submitted = submit(shared, request, Shape::EVENT, trace).await?;
-            Ok(submitted.answer())
+            let answer = |submitted: Submitted| Ok(submitted.answer());
+            answered(shared, request, Shape::EVENT, trace, answer).await
         },
     )
     .await
@@ -48,16 +48,33 @@ impl AsRef<[u8]> for Held {
     }
 }
 
-/// Reads a request and submits its events.
-pub(super) async fn submit(
+/// Submits a request, writes its answer, and tells the client beside it what is left of its allowances.
+pub(super) async fn answered(
     shared: &Shared,
     request: Request,
     shape: Shape,
     trace: Option<TraceContext>,
-) -> Result<Submitted, Problem> {
+    write: impl FnOnce(Submitted) -> Result<Response, Problem>,
+) -> Result<Response, Problem> {
     let head = read_head(shared, &request, trace)?;
+    let client = head.submission.client.clone();
+    let submitted = submit(shared, request, shape, head).await;
+    let mut response = submitted
+        .and_then(write)
+        .unwrap_or_else(|problem| refuse(problem, trace));
+    tell_allowances(shared, &client, &mut response);
+    Ok(response)
+}
+
+/// Reads a request and submits its events.
+async fn submit(
+    shared: &Shared,
+    request: Request,
+    shape: Shape,
+    head: Head,
+) -> Result<Submitted, Problem> {
     let admission = &shared.intake.admission;
-    admission.has_allowance(&head.submission.client.key)?;
+    admission.may_read(&head.submission.client)?;
     let body = request.into_body();
     let expected = usize::try_from(body.size_hint().lower()).unwrap_or(usize::MAX);
     let room = admission.room(expected.min(shared.limits.body_bytes_max))?;

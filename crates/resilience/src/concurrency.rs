@@ -1,0 +1,252 @@
+//! An adaptive limit on the work that is in flight at once, found from how long work takes. It keeps no clock and
+//! admits nobody: it is fed what was measured and says what the limit is, so that the same measurements always give the
+//! same limits.
+//!
+//! The idea is that of TCP Vegas (Brakmo and Peterson, 1995) and of Gradient2 in Netflix's concurrency-limits (Apache
+//! 2.0): while a service has room, work takes as long as it takes alone; once it is full, more work in flight only
+//! waits longer. So the limit follows the gradient, the latency that is accepted over the latency that is measured: it
+//! shrinks in proportion while the gradient is below one, and grows by a fixed share otherwise. As there, a limit that
+//! is not made use of is left alone.
+//!
+//! Three things are other than in Gradient2. The baseline only rises on work that met a nearly idle service (no more
+//! than the least limit beside it), so that a long overload is never learned as normal. Work of different sizes has
+//! baselines of its own, so that a change from single events to large batches is no overload. And only work that began
+//! after the last change counts for the next one, as TCP halves its window once per round trip, so that a queue that
+//! is draining already does not cut the limit again.
+
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+/// Sizes of work that are told apart, each eight times the one before.
+const SIZES: usize = 6;
+
+/// The smallest gradient: the limit at most halves at a time, so that an outlier does little.
+const GRADIENT_MIN: f64 = 0.5;
+
+/// By how much the limit shrinks when work was lost, whatever the latency; as in Netflix's `AIMDLimit`.
+const LOSS_GRADIENT: f64 = 0.9;
+
+/// By how much the limit grows at a time.
+const GROWTH: f64 = 1.1;
+
+/// How much of a new measurement goes into a baseline, on its way down and up.
+const BASELINE_DOWN: f64 = 0.3;
+const BASELINE_UP: f64 = 0.05;
+
+/// The settings of the limit. A unit is what the caller takes for one.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct ConcurrencyConfig {
+    /// The least limit, in units: so much may always be in flight.
+    pub units_min: u32,
+    /// The greatest limit, in units, which holds until latency rises.
+    pub units_max: u32,
+    /// A latency that is accepted in any case, in milliseconds.
+    pub latency_floor_ms: u64,
+    /// The latency that is accepted, as a multiple of that of a nearly idle service.
+    pub latency_tolerance: f64,
+    /// How long is measured before the limit changes, in milliseconds.
+    pub window_ms: u64,
+    /// How many measurements a change takes.
+    pub window_samples_min: u32,
+}
+
+impl Default for ConcurrencyConfig {
+    fn default() -> Self {
+        Self {
+            units_min: 1_000,
+            units_max: 65_536,
+            latency_floor_ms: 50,
+            latency_tolerance: 1.5,
+            window_ms: 100,
+            window_samples_min: 10,
+        }
+    }
+}
+
+/// A piece of work that is done.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Sample {
+    /// When it was done, on a clock that never goes back.
+    pub now: Duration,
+    /// How long it took.
+    pub latency: Duration,
+    /// What it weighed.
+    pub units: u32,
+    /// What was in flight beside it when it began.
+    pub beside_units: u32,
+    /// It was lost for want of room, such as by a time-out.
+    pub lost: bool,
+}
+
+/// What was measured of the work of one size.
+#[derive(Clone, Copy, Debug, Default)]
+struct Size {
+    /// Seconds that such work takes on a nearly idle service, once known.
+    baseline: Option<f64>,
+    samples: u32,
+    seconds: f64,
+    shortest: f64,
+    quiet_samples: u32,
+    quiet_seconds: f64,
+}
+
+impl Size {
+    fn add(&mut self, seconds: f64, quiet: bool) {
+        self.shortest = if self.samples == 0 {
+            seconds
+        } else {
+            self.shortest.min(seconds)
+        };
+        self.samples += 1;
+        self.seconds += seconds;
+        if quiet {
+            self.quiet_samples += 1;
+            self.quiet_seconds += seconds;
+        }
+    }
+
+    fn average(&self) -> f64 {
+        self.seconds / f64::from(self.samples.max(1))
+    }
+
+    /// Ends the window: the baseline learns from it, and what was measured is gone.
+    fn learn(&mut self, may_guess: bool) {
+        if self.samples == 0 {
+            return;
+        }
+        let average = self.average();
+        let quiet = (self.quiet_samples > 0)
+            .then(|| self.quiet_seconds / f64::from(self.quiet_samples.max(1)));
+        self.baseline = match (self.baseline, quiet) {
+            (None, Some(quiet)) => Some(quiet),
+            (None, None) => may_guess.then_some(self.shortest),
+            (Some(baseline), Some(quiet)) if quiet > baseline => {
+                Some(baseline + BASELINE_UP * (quiet - baseline))
+            }
+            (Some(baseline), quiet) => {
+                let least = quiet.unwrap_or(average).min(baseline);
+                Some(baseline + BASELINE_DOWN * (least - baseline))
+            }
+        };
+        *self = Self {
+            baseline: self.baseline,
+            ..Self::default()
+        };
+    }
+}
+
+/// The limit and all that it is found from.
+#[derive(Clone, Debug)]
+pub struct ConcurrencyLimit {
+    config: ConcurrencyConfig,
+    limit: f64,
+    sizes: [Size; SIZES],
+    window_begun: Option<Duration>,
+    samples: u32,
+    lost: u32,
+    busiest_units: u32,
+    changed_at: Duration,
+}
+
+impl ConcurrencyLimit {
+    pub fn new(config: &ConcurrencyConfig) -> Self {
+        Self {
+            limit: f64::from(config.units_max),
+            config: config.clone(),
+            sizes: [Size::default(); SIZES],
+            window_begun: None,
+            samples: 0,
+            lost: 0,
+            busiest_units: 0,
+            changed_at: Duration::ZERO,
+        }
+    }
+
+    /// How many units may be in flight.
+    pub fn limit(&self) -> u32 {
+        self.limit as u32
+    }
+
+    /// Takes a measurement and says what the limit is now.
+    pub fn observe(&mut self, sample: Sample) -> u32 {
+        let begun = sample.now.saturating_sub(sample.latency);
+        if begun < self.changed_at {
+            return self.limit();
+        }
+        let window_begun = *self.window_begun.get_or_insert(begun);
+        self.samples += 1;
+        self.busiest_units = self
+            .busiest_units
+            .max(sample.beside_units.saturating_add(sample.units));
+        if sample.lost {
+            self.lost += 1;
+        } else {
+            let quiet = sample.beside_units <= self.config.units_min;
+            self.sizes[size(sample.units)].add(sample.latency.as_secs_f64(), quiet);
+        }
+        let elapsed = sample.now.saturating_sub(window_begun);
+        let window = Duration::from_millis(self.config.window_ms);
+        if elapsed >= window && self.samples >= self.config.window_samples_min {
+            self.close(sample.now);
+        }
+        self.limit()
+    }
+
+    /// Ends the window and sets the limit by it.
+    fn close(&mut self, now: Duration) {
+        let gradient = self.gradient();
+        let known = self.sizes.iter().any(|size| size.baseline.is_some());
+        for size in &mut self.sizes {
+            size.learn(!known);
+        }
+        let before = self.limit();
+        // A limit that is not reached is not what latency depends on.
+        if f64::from(self.busiest_units) >= self.limit / 2.0 {
+            let factor = if gradient < 1.0 { gradient } else { GROWTH };
+            self.limit = (self.limit * factor)
+                .min(f64::from(self.config.units_max))
+                .max(f64::from(self.config.units_min));
+        }
+        if self.limit() != before {
+            self.changed_at = now;
+        }
+        self.window_begun = Some(now);
+        (self.samples, self.lost, self.busiest_units) = (0, 0, 0);
+    }
+
+    /// The accepted latency over the measured one, over all sizes of which a baseline is known; one at most.
+    fn gradient(&self) -> f64 {
+        let floor = self.config.latency_floor_ms as f64 / 1_000.0;
+        let (mut sum, mut samples) = (0.0, 0);
+        for size in &self.sizes {
+            let (Some(baseline), 1..) = (size.baseline, size.samples) else {
+                continue;
+            };
+            let accepted = (baseline * self.config.latency_tolerance).max(floor);
+            let gradient = (accepted / size.average().max(f64::EPSILON)).clamp(GRADIENT_MIN, 1.0);
+            sum += gradient * f64::from(size.samples);
+            samples += size.samples;
+        }
+        let gradient = if samples == 0 {
+            1.0
+        } else {
+            sum / f64::from(samples)
+        };
+        if self.lost > 0 {
+            gradient.min(LOSS_GRADIENT)
+        } else {
+            gradient
+        }
+    }
+}
+
+/// Which size work of so many units is.
+fn size(units: u32) -> usize {
+    (units.max(1).ilog2() as usize / 3).min(SIZES - 1)
+}
+
+#[cfg(test)]
+#[path = "concurrency_tests.rs"]
+mod tests;
