@@ -60,6 +60,7 @@ impl BatchVerdict {
 #[expect(missing_docs, reason = "they are the operations of the store, by name")]
 pub enum StoreOp {
     Migrate,
+    Served,
     Contents,
     Chains,
     CheckpointState,
@@ -77,6 +78,7 @@ impl StoreOp {
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::Migrate => "migrate",
+            Self::Served => "served",
             Self::Contents => "contents",
             Self::Chains => "chains",
             Self::CheckpointState => "checkpoint_state",
@@ -166,8 +168,9 @@ const ERRORS: [(&str, &str); 9] = [
     ("kafka", "ends"),
     ("query", "store"),
 ];
-const OPS: [StoreOp; 11] = [
+const OPS: [StoreOp; 12] = [
     StoreOp::Migrate,
+    StoreOp::Served,
     StoreOp::Contents,
     StoreOp::Chains,
     StoreOp::CheckpointState,

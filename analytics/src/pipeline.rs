@@ -76,7 +76,9 @@ impl Pipeline {
             }
             followed
         };
-        let ((), (), followed) = tokio::join!(watcher.run(shutdown.clone()), expiring, following);
+        let swaps = parts.watch_swaps();
+        let watching = watcher.run(shutdown.clone());
+        let ((), (), (), followed) = tokio::join!(watching, expiring, swaps, following);
         followed
     }
 

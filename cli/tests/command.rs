@@ -111,6 +111,7 @@ fn each_command_helps_with_an_example() {
         "query user",
         "query names",
         "audit",
+        "rebuild",
         "health",
         "config show",
         "producer",

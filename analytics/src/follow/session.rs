@@ -89,6 +89,7 @@ impl<'a> Session<'a> {
                 }
                 done = finished(&mut self.checkpoint) => self.finish_checkpoint(done).await,
                 () = self.parts.overtaken.notified() => self.follow_checkpoint().await,
+                () = self.parts.swapped.notified() => self.follow_swap().await,
                 answers = self.range.looked() => {
                     self.take_range(&answers);
                     Ok(())

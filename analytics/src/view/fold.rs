@@ -9,6 +9,7 @@ use streamgauge_proto::v1::DeltaBatch;
 use super::{
     Cell, CellValue, ChainRow, Frozen, Key, Keys, Overlay, SeriesId, UserPage, UserPageKey, View,
 };
+use crate::store::Slot;
 
 /// Bounds of the view.
 #[derive(Clone, Copy, Debug)]
@@ -74,6 +75,13 @@ impl Fold {
             loaded: checkpointed.clone(),
             checkpointed,
         }
+    }
+
+    /// The fold over these rows of the store.
+    #[must_use]
+    pub fn over(mut self, slot: Slot) -> Self {
+        self.view.slot = slot;
+        self
     }
 
     /// From now on so many seconds are kept; those that are gone do not come back.
@@ -300,6 +308,7 @@ impl Fold {
             *position = (*position).max(row.delta_position);
         }
         let frozen = Frozen {
+            slot: self.view.slot,
             from: self.view.generation,
             to: next,
             overlay: Arc::new(std::mem::take(&mut self.view.fresh)),
