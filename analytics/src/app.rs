@@ -104,6 +104,7 @@ pub async fn run_with_store(
         store_up: health.condition("store"),
         log_up: health.condition("log"),
         overtaken: service.overtaken(),
+        swapped: Arc::default(),
         store: Arc::clone(&store),
         view,
         live: live.clone(),

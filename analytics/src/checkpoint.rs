@@ -61,6 +61,7 @@ pub fn rows(frozen: &Frozen, names: &SeriesNames, floors: &[i64; 4]) -> Checkpoi
         starts.then_with(|| one.key.cmp(&other.key))
     });
     CheckpointWrite {
+        slot: frozen.slot,
         from: frozen.from,
         to: frozen.to,
         positions: frozen.positions.clone(),
@@ -73,7 +74,7 @@ pub fn rows(frozen: &Frozen, names: &SeriesNames, floors: &[i64; 4]) -> Checkpoi
 pub async fn write(store: Arc<dyn Store>, write: CheckpointWrite) -> Checkpointed {
     match store.checkpoint(&write).await {
         Ok(Swapped::Done) => {}
-        Ok(Swapped::Conflict) => match store.checkpoint_state().await {
+        Ok(Swapped::Conflict) => match store.checkpoint_state(write.slot).await {
             // An attempt whose outcome was not heard of did succeed.
             Ok(state) if state.generation == write.to => {}
             Ok(_) => return Checkpointed::Overtaken,
@@ -81,8 +82,15 @@ pub async fn write(store: Arc<dyn Store>, write: CheckpointWrite) -> Checkpointe
         },
         Err(error) => return Checkpointed::Failed(error),
     }
-    if let Err(error) = store.trim(&write.positions).await {
+    if let Err(error) = store.trim(write.slot, &write.positions).await {
         tracing::warn!(%error, "deltas that the rows hold were left behind; the next checkpoint deletes them");
     }
     Checkpointed::Done
+}
+
+/// A name for a checkpoint that no other instance will draw.
+pub fn random_name() -> i64 {
+    use std::hash::{BuildHasher, Hasher};
+    let random = std::hash::RandomState::new().build_hasher().finish();
+    (random >> 1) as i64 | 1
 }

@@ -189,6 +189,8 @@ pub struct StoreConfig {
     pub operation_timeout_ms: u64,
     /// The same for operations on many rows: a checkpoint, a migration, deleting what is old.
     pub bulk_timeout_ms: u64,
+    /// How often it is looked whether a rebuild has put other rows in the place of those served, in milliseconds.
+    pub swap_poll_ms: u64,
     /// Attempts to connect at the start. When they are used up they begin anew: the service waits.
     pub connect: BackoffConfig,
     /// Attempts at one write. When they are used up reading stops and they begin anew: nothing is lost.
@@ -212,6 +214,7 @@ impl Default for StoreConfig {
             statement_timeout_ms: 30_000,
             operation_timeout_ms: 15_000,
             bulk_timeout_ms: 120_000,
+            swap_poll_ms: 1_000,
             connect: backoff(100, 5_000, 10),
             write: backoff(50, 1_000, 3),
             breaker: BreakerConfig::default(),

@@ -22,6 +22,7 @@ pub mod load;
 pub mod metrics;
 pub mod pipeline;
 pub mod query;
+pub mod rebuild;
 pub mod retention;
 pub mod service;
 pub mod source;

@@ -9,7 +9,7 @@ use streamgauge_chain::delta;
 
 use crate::{
     config::Config,
-    store::{CheckpointState, Scan, Segment, Store, StoreError},
+    store::{CheckpointState, Scan, Segment, Slot, Store, StoreError},
     view::{ChainRow, Fold, Limits, Published},
 };
 
@@ -29,14 +29,15 @@ const ATTEMPTS: u32 = 5;
 /// Whatever the store says; [`StoreError::Moved`] when it moves faster than it can be read.
 pub async fn load(store: &Arc<dyn Store>, config: &Config, now_s: i64) -> Result<Fold, StoreError> {
     for round in 0..ATTEMPTS {
-        let state = store.checkpoint_state().await?;
+        let slot = store.served().await?;
+        let state = store.checkpoint_state(slot).await?;
         let limits = Limits {
             recent_seconds: i64::from(config.view.recent_seconds >> round),
             ..Limits::from(&config.view)
         };
-        let fold = Fold::new(limits, now_s, state.generation, state.positions.clone());
+        let fold = Fold::new(limits, now_s, state.generation, state.positions.clone()).over(slot);
         match attempt(store, config, fold, now_s, &state).await {
-            Ok(mut fold) if store.checkpoint_state().await? == state => {
+            Ok(mut fold) if store.checkpoint_state(slot).await? == state => {
                 fold.keep_recent_s(i64::from(config.view.recent_seconds));
                 return Ok(fold);
             }
@@ -54,7 +55,7 @@ async fn attempt(
     now_s: i64,
     state: &CheckpointState,
 ) -> Result<Fold, StoreError> {
-    let contents = store.contents().await?;
+    let contents = store.contents(fold.view().slot).await?;
     for name in &contents.series {
         fold.series_id(name);
     }
@@ -78,7 +79,7 @@ async fn recent(
     series: &[String],
     now_s: i64,
 ) -> Result<(), StoreError> {
-    let first = fold.view().recent_from_s;
+    let (first, slot) = (fold.view().recent_from_s, fold.view().slot);
     // What lies ahead of the clock is a slice of its own, so that too much of one does not cost the other.
     let newest = now_s.div_euclid(SLICE_S) * SLICE_S + SLICE_S;
     let mut slice = newest..newest + AHEAD_S;
@@ -89,6 +90,7 @@ async fn recent(
         }];
         for name in series {
             let scan = Scan {
+                slot,
                 series: name,
                 segments: &segments,
                 rows_max: config.query.rows_max,
@@ -120,7 +122,7 @@ async fn recent(
 }
 
 /// Hands over the deltas of a partition from a position up to its row.
-async fn replay(
+pub(crate) async fn replay(
     store: &Arc<dyn Store>,
     row: &ChainRow,
     position: i64,
@@ -155,8 +157,10 @@ async fn replay(
 /// # Errors
 /// Whatever the store says; [`StoreError::Moved`] when it moves faster than it can be followed.
 pub async fn overlay(store: &Arc<dyn Store>, fold: &mut Fold) -> Result<(), StoreError> {
+    let slot = fold.view().slot;
     for _ in 0..ATTEMPTS {
-        let state = store.checkpoint_state().await?;
+        unless_swapped(store, slot).await?;
+        let state = store.checkpoint_state(slot).await?;
         fold.adopt(state.generation, state.positions.clone());
         let rows: Vec<ChainRow> = fold.view().chains.values().copied().collect();
         for row in rows {
@@ -166,7 +170,9 @@ pub async fn overlay(store: &Arc<dyn Store>, fold: &mut Fold) -> Result<(), Stor
             })
             .await?;
         }
-        if store.checkpoint_state().await? == state {
+        // After a swap the deltas of these rows may be gone.
+        unless_swapped(store, slot).await?;
+        if store.checkpoint_state(slot).await? == state {
             return Ok(());
         }
     }
@@ -179,9 +185,18 @@ pub async fn overlay(store: &Arc<dyn Store>, fold: &mut Fold) -> Result<(), Stor
 /// # Errors
 /// As [`overlay`].
 pub async fn catch_up(store: &Arc<dyn Store>, fold: &mut Fold) -> Result<bool, StoreError> {
-    let state = store.checkpoint_state().await?;
+    let state = store.checkpoint_state(fold.view().slot).await?;
     if fold.view().overlays_at(state.generation).is_some() {
         return Ok(false);
     }
     overlay(store, fold).await.map(|()| true)
+}
+
+/// A rebuild has put other rows in the place of these: memory has to be built anew.
+async fn unless_swapped(store: &Arc<dyn Store>, slot: Slot) -> Result<(), StoreError> {
+    if store.served().await? == slot {
+        Ok(())
+    } else {
+        Err(StoreError::Swapped)
+    }
 }

@@ -61,6 +61,7 @@ impl BatchVerdict {
 #[expect(missing_docs, reason = "they are the operations of the store, by name")]
 pub enum StoreOp {
     Migrate,
+    Served,
     Contents,
     Chains,
     CheckpointState,
@@ -79,6 +80,7 @@ impl StoreOp {
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::Migrate => "migrate",
+            Self::Served => "served",
             Self::Contents => "contents",
             Self::Chains => "chains",
             Self::CheckpointState => "checkpoint_state",
@@ -170,9 +172,10 @@ const ERRORS: [(&str, &str); 10] = [
     ("kafka", "ends"),
     ("query", "store"),
 ];
-const OPS: [StoreOp; 12] = [
+const OPS: [StoreOp; 13] = [
     StoreOp::Sums,
     StoreOp::Migrate,
+    StoreOp::Served,
     StoreOp::Contents,
     StoreOp::Chains,
     StoreOp::CheckpointState,

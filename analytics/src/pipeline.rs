@@ -79,9 +79,11 @@ impl Pipeline {
             }
             followed
         };
+        let swaps = parts.watch_swaps();
         let checking = self.checker.run(shutdown.clone());
         let watching = watcher.run(shutdown.clone());
-        let ((), (), (), followed) = tokio::join!(watching, expiring, checking, following);
+        let ((), (), (), (), followed) =
+            tokio::join!(watching, expiring, checking, swaps, following);
         followed
     }
 

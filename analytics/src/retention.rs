@@ -55,13 +55,14 @@ pub async fn expire(
     shutdown: &Shutdown,
 ) -> Result<u64, StoreError> {
     let limit = config.rows_per_delete_max.max(1);
+    let slot = store.served().await?;
     let mut deleted = 0;
     for (tier_s, floor) in TIERS_S.into_iter().zip(kept_from(config, now_s)) {
         if floor == i64::MIN {
             continue;
         }
         loop {
-            let rows = store.expire(tier_s, floor, limit).await?;
+            let rows = store.expire(slot, tier_s, floor, limit).await?;
             deleted += rows;
             if rows < u64::from(limit) || shutdown.is_triggered() {
                 break;

@@ -11,7 +11,7 @@ use streamgauge_analytics::{
     apply::{self, ApplyError, Polled},
     checkpoint::Checkpointed,
     retention,
-    store::{Scan, Segment, Store},
+    store::{Scan, Segment, Slot, Store},
 };
 use streamgauge_lifecycle::Shutdown;
 use streamgauge_proto::v1;
@@ -367,6 +367,7 @@ async fn tiers_agree_and_late_events_amend_them() {
                 range: day..NOW_S,
             }];
             let scan = Scan {
+                slot: Slot::First,
                 series: "page_url",
                 segments: &segments,
                 rows_max: 100_000,
@@ -460,6 +461,7 @@ async fn retention_deletes_by_tier_and_queries_say_so() {
                 range: 0..NOW_S,
             }];
             let scan = Scan {
+                slot: Slot::First,
                 series: "all",
                 segments: &segments,
                 rows_max: 10_000,

@@ -9,7 +9,7 @@ use crate::{
     error::{CliError, Exit},
     health, import,
     output::Output,
-    query, send, serve, up,
+    query, rebuild, send, serve, up,
 };
 
 /// A streaming analytics pipeline that accounts for every event
@@ -54,6 +54,7 @@ pub enum Command {
     Query(Box<query::QueryArgs>),
     Audit(Box<audit::AuditArgs>),
     Dlq(Box<dlq::DlqArgs>),
+    Rebuild(Box<rebuild::RebuildArgs>),
     Health(health::HealthArgs),
     Config(serve::ConfigCommandArgs),
     Producer(serve::ProducerArgs),
@@ -74,6 +75,7 @@ pub async fn run(command: Command, output: &mut Output) -> Result<ExitCode, CliE
         Command::Query(args) => Box::pin(query::run(*args, output)).await?,
         Command::Audit(args) => Box::pin(audit::run(*args, output)).await?,
         Command::Dlq(args) => Box::pin(dlq::run(*args, output)).await?,
+        Command::Rebuild(args) => Box::pin(rebuild::run(*args, output)).await?,
         Command::Health(args) => Box::pin(health::run(args, output)).await?,
         Command::Config(args) => serve::config(&args, output)?,
         Command::Broker(args) => Box::pin(serve::broker(args, output)).await?,

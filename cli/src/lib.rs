@@ -17,6 +17,7 @@ mod latency;
 pub mod output;
 mod progress_bar;
 pub mod query;
+pub mod rebuild;
 pub mod send;
 pub mod serve;
 mod signals;

@@ -12,6 +12,7 @@ use crate::{
     audit::AuditConfig,
     error::{CliError, Exit},
     output::Output,
+    rebuild::RebuildConfig,
     up::UpConfig,
 };
 
@@ -198,6 +199,8 @@ enum Service {
     Broker,
     /// The audit
     Audit,
+    /// The rebuild
+    Rebuild,
 }
 
 /// Prints settings.
@@ -213,6 +216,7 @@ pub fn config(args: &ConfigCommandArgs, output: &mut Output) -> Result<Exit, Cli
         Service::Analytics => show(&streamgauge_analytics::Config::default(), output),
         Service::Broker => show(&BrokerAloneConfig::default(), output),
         Service::Audit => show(&AuditConfig::default(), output),
+        Service::Rebuild => show(&RebuildConfig::default(), output),
     }
 }
 

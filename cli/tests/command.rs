@@ -115,6 +115,7 @@ fn each_command_helps_with_an_example() {
         "dlq show",
         "dlq replay",
         "dlq drop",
+        "rebuild",
         "health",
         "config show",
         "producer",

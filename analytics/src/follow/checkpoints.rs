@@ -45,7 +45,7 @@ impl Session<'_> {
         if self.checkpoint.is_some() {
             return;
         }
-        let Some(frozen) = self.fold.freeze(random_name()) else {
+        let Some(frozen) = self.fold.freeze(checkpoint::random_name()) else {
             return;
         };
         // Readers must know the name before the store bears it.
@@ -124,8 +124,20 @@ impl Session<'_> {
         Ok(())
     }
 
+    /// Other rows may be served: then memory is built anew beside them.
+    pub(super) async fn follow_swap(&mut self) -> Result<(), Ended> {
+        let served = self.parts.store.served();
+        match unless_shutdown(&self.parts.shutdown, served).await? {
+            Ok(slot) if slot != self.fold.view().slot => Err(Ended::Swapped),
+            _ => Ok(()),
+        }
+    }
+
     /// The overlay may be half filled: what queries see stays as it was until memory is built anew.
     fn rebuild(&self, error: &StoreError) -> Ended {
+        if matches!(error, StoreError::Swapped) {
+            return Ended::Swapped;
+        }
         self.parts.store_failed(error);
         Ended::Reload
     }
@@ -139,11 +151,4 @@ async fn unless_shutdown<T>(
         done = work => Ok(done),
         () = shutdown.triggered() => Err(Ended::Shutdown),
     }
-}
-
-/// A name for a checkpoint that no other instance will draw.
-fn random_name() -> i64 {
-    use std::hash::{BuildHasher, Hasher};
-    let random = std::hash::RandomState::new().build_hasher().finish();
-    (random >> 1) as i64 | 1
 }

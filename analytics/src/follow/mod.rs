@@ -44,6 +44,8 @@ pub struct Parts {
     pub log_up: Condition,
     /// Told by a query that found the store at a checkpoint that the view does not know.
     pub overtaken: Arc<Notify>,
+    /// Told when other rows are served than those that the view completes.
+    pub swapped: Arc<Notify>,
     pub shutdown: Shutdown,
     /// `sqlite` or `postgresql`, for spans.
     pub db_system: &'static str,
@@ -60,6 +62,8 @@ enum Ended {
     Shutdown,
     /// Memory has to be built anew from the store.
     Reload,
+    /// A rebuild has put other rows in the place of those that memory completes.
+    Swapped,
     /// Nothing will help.
     Failed(Error),
 }
@@ -76,9 +80,20 @@ pub async fn run(parts: &Parts, fold: Fold, found: Found) -> Result<(), Error> {
         match session.run().await {
             Ended::Shutdown => break,
             Ended::Reload => tracing::warn!("memory is built anew from the store"),
+            // Queries go on over the rows from before until memory stands beside the new ones.
+            Ended::Swapped => {
+                tracing::info!("a rebuild was swapped in; memory is built anew from it")
+            }
             Ended::Failed(error) => return Err(error),
         }
-        loaded = load_patiently(parts).await?;
+        loaded = load_patiently(parts).await?.map(|mut fold| {
+            // What was final stays so, whatever memory is built from.
+            if let Some(shown) = parts.view.load_full() {
+                fold.raise_watermark(shown.watermark_us);
+                fold.set_source_ends(shown.source_ends.clone());
+            }
+            fold
+        });
     }
     Ok(())
 }
@@ -122,5 +137,27 @@ impl Parts {
         self.view.store(Some(Arc::new(fold.view().clone())));
         self.metrics
             .ledger_imbalance(ledger::imbalance(fold.view()));
+    }
+
+    /// Looks, until the shutdown, whether a rebuild has put other rows in the place of those in memory.
+    pub async fn watch_swaps(&self) {
+        let period = Duration::from_millis(self.config.store.swap_poll_ms.max(10));
+        let mut ticks = tokio::time::interval(period);
+        ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        loop {
+            tokio::select! {
+                _ = ticks.tick() => {}
+                () = self.shutdown.triggered() => return,
+            }
+            let served = tokio::select! {
+                served = self.store.served() => served,
+                () = self.shutdown.triggered() => return,
+            };
+            let shown = self.view.load().as_ref().map(|view| view.slot);
+            // A store that fails is told of by whoever needs it; this only asks again.
+            if served.is_ok_and(|served| shown.is_some_and(|shown| shown != served)) {
+                self.swapped.notify_one();
+            }
+        }
     }
 }

@@ -90,6 +90,7 @@ impl<'a> Session<'a> {
                 done = finished(&mut self.checkpoint) => self.finish_checkpoint(done).await,
                 () = self.parts.overtaken.notified() => self.follow_checkpoint().await,
                 answers = self.range.looked() => self.take_range(&answers).await,
+                () = self.parts.swapped.notified() => self.follow_swap().await,
                 _ = checkpoints.tick() => {
                     self.begin_checkpoint();
                     Ok(())

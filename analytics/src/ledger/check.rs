@@ -15,7 +15,7 @@ use crate::{
     config::Config,
     metrics::AnalyticsMetrics,
     service::SharedView,
-    store::{Segment, Store, StoreError, Sums, SumsOf, TIERS_S},
+    store::{Segment, Store, StoreError, Sums, Slot, SumsOf, TIERS_S},
     view::{ChainRow, View},
 };
 
@@ -164,11 +164,12 @@ impl Checker {
     async fn sums(&self) -> Result<Result<StoreSums, &'static str>, StoreError> {
         let now_s = self.clock.now_us().div_euclid(1_000_000);
         let plan = Plan::new(&self.config.retention.floors(now_s), now_s);
-        let asked = SumsOf {
-            series: ALL,
-            segments: &plan.segments,
-        };
         for _ in 0..self.config.query.attempts_max.max(1) {
+            let asked = SumsOf {
+                slot: self.view.load_full().map_or(Slot::default(), |view| view.slot),
+                series: ALL,
+                segments: &plan.segments,
+            };
             let sums = self.store.sums(asked).await?;
             let Some(view) = self.view.load_full() else {
                 break;

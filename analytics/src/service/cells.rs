@@ -126,16 +126,18 @@ impl Service {
         wanted: &Wanted<'_>,
         covered: &Cover,
     ) -> Result<(Arc<View>, Scanned), Problem> {
-        let scan = Scan {
+        let scan = |slot| Scan {
+            slot,
             series: wanted.series,
             segments: &covered.segments,
             rows_max: self.config.query.rows_max,
             quantiles: wanted.quantiles,
         };
         for _ in 0..self.config.query.attempts_max.max(1) {
-            let scanned = self.ask(self.store.scan(scan)).await?;
+            let slot = self.view()?.slot;
+            let scanned = self.ask(self.store.scan(scan(slot))).await?;
             let view = self.view()?;
-            if view.overlays_at(scanned.generation).is_some() {
+            if view.slot == slot && view.overlays_at(scanned.generation).is_some() {
                 return Ok((view, scanned));
             }
             self.wait_for_view().await;

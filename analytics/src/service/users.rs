@@ -9,7 +9,7 @@ use streamgauge_proto::{ErrorCode, Problem, v1};
 
 use super::Service;
 use crate::{
-    store::{UserFilter, UserPages},
+    store::{Slot, UserFilter, UserPages},
     view::View,
 };
 
@@ -102,6 +102,7 @@ impl Service {
         }
         let _place = self.place()?;
         let filter = UserFilter {
+            slot: Slot::default(),
             user_id,
             page_url: (!page_url.is_empty()).then_some(page_url),
             event_type: (!event_type.is_empty()).then_some(event_type),
@@ -147,9 +148,11 @@ impl Service {
 
     async fn stored_user(&self, filter: UserFilter<'_>) -> Result<(Arc<View>, UserPages), Problem> {
         for _ in 0..self.config.query.attempts_max.max(1) {
+            let slot = self.view()?.slot;
+            let filter = UserFilter { slot, ..filter };
             let stored = self.ask(self.store.user_pages(filter)).await?;
             let view = self.view()?;
-            if view.overlays_at(stored.generation).is_some() {
+            if view.slot == slot && view.overlays_at(stored.generation).is_some() {
                 return Ok((view, stored));
             }
             self.wait_for_view().await;

@@ -6,9 +6,12 @@
 
 mod observed;
 mod postgres;
+mod postgres_slots;
 mod rows;
 mod schema;
+mod slots;
 mod sqlite;
+mod sqlite_slots;
 
 use std::{collections::BTreeMap, ops::Range, path::PathBuf, sync::Arc, time::Duration};
 
@@ -17,6 +20,7 @@ use futures::future::BoxFuture;
 
 pub use observed::Observed;
 pub use postgres::PostgresStore;
+pub use slots::{Slot, Slots, Snapshot};
 pub use sqlite::{Durability, SqliteStore};
 
 use crate::{
@@ -71,6 +75,9 @@ pub enum StoreError {
     /// Another instance's checkpoints came faster than the store could be read.
     #[error("another instance moved the store's checkpoint while it was read")]
     Moved,
+    /// A rebuild has put other rows in the place of those that memory completes.
+    #[error("a rebuild has put other rows in the place of those in memory")]
+    Swapped,
 }
 
 impl StoreError {
@@ -89,7 +96,7 @@ impl StoreError {
                 sqlx::migrate::MigrateError::Execute(_)
                     | sqlx::migrate::MigrateError::ExecuteMigration(..)
             ),
-            Self::TimedOut { .. } | Self::Resting { .. } | Self::Moved => true,
+            Self::TimedOut { .. } | Self::Resting { .. } | Self::Moved | Self::Swapped => true,
             Self::Url(_) | Self::TooManyRows(_) => false,
         }
     }
@@ -222,6 +229,8 @@ pub struct UserPageRow {
 /// The move of the checkpoint.
 #[derive(Clone, Debug)]
 pub struct CheckpointWrite {
+    /// The rows that it adds to.
+    pub slot: Slot,
     /// The checkpoint that is expected.
     pub from: i64,
     /// Its name afterwards.
@@ -246,6 +255,8 @@ pub struct Segment {
 /// Which rows of a series.
 #[derive(Clone, Copy, Debug)]
 pub struct Scan<'a> {
+    /// Of which rows.
+    pub slot: Slot,
     /// The series.
     pub series: &'a str,
     /// Where its rows lie.
@@ -268,6 +279,8 @@ pub struct Scanned {
 /// Which rows are added up.
 #[derive(Clone, Copy, Debug)]
 pub struct SumsOf<'a> {
+    /// The set of rows.
+    pub slot: Slot,
     /// The series.
     pub series: &'a str,
     /// Where the rows lie; each is added up for itself.
@@ -299,6 +312,8 @@ pub struct UserPages {
 /// Which of a user's pages.
 #[derive(Clone, Copy, Debug)]
 pub struct UserFilter<'a> {
+    /// Of which rows.
+    pub slot: Slot,
     /// The user.
     pub user_id: &'a str,
     /// One page only.
@@ -326,14 +341,17 @@ pub trait Store: Send + Sync + 'static {
     /// Connects if need be and brings the schema up to date. Every other operation needs this to have succeeded once.
     fn migrate(&self) -> StoreFuture<'_, ()>;
 
-    /// The chains and the series.
-    fn contents(&self) -> StoreFuture<'_, Contents>;
+    /// Which rows are served.
+    fn served(&self) -> StoreFuture<'_, Slot>;
+
+    /// The chains, and the series of these rows.
+    fn contents(&self, slot: Slot) -> StoreFuture<'_, Contents>;
 
     /// The chain rows of these partitions, those that there are.
     fn chains<'a>(&'a self, partitions: &'a [i32]) -> StoreFuture<'a, Vec<ChainRow>>;
 
-    /// How far the rows reach.
-    fn checkpoint_state(&self) -> StoreFuture<'_, CheckpointState>;
+    /// How far these rows reach.
+    fn checkpoint_state(&self, slot: Slot) -> StoreFuture<'_, CheckpointState>;
 
     /// At most `limit` deltas of a partition, from a position on.
     fn deltas(&self, partition: i32, from: i64, limit: u32) -> StoreFuture<'_, Vec<DeltaRow>>;
@@ -344,8 +362,8 @@ pub trait Store: Send + Sync + 'static {
     /// Moves the checkpoint.
     fn checkpoint<'a>(&'a self, write: &'a CheckpointWrite) -> StoreFuture<'a, Swapped>;
 
-    /// Deletes the deltas that the rows hold.
-    fn trim<'a>(&'a self, positions: &'a BTreeMap<i32, i64>) -> StoreFuture<'a, ()>;
+    /// Deletes the deltas that these rows hold, as far as they are served and no rebuild needs them.
+    fn trim<'a>(&'a self, slot: Slot, positions: &'a BTreeMap<i32, i64>) -> StoreFuture<'a, ()>;
 
     /// The rows of a series, of one moment.
     fn scan<'a>(&'a self, scan: Scan<'a>) -> StoreFuture<'a, Scanned>;
@@ -353,8 +371,11 @@ pub trait Store: Send + Sync + 'static {
     /// What one user did.
     fn user_pages<'a>(&'a self, filter: UserFilter<'a>) -> StoreFuture<'a, UserPages>;
 
-    /// Deletes at most `limit` rows of a tier that start before `before_s`; tells how many it deleted.
-    fn expire(&self, tier_s: i64, before_s: i64, limit: u32) -> StoreFuture<'_, u64>;
+    /// Deletes at most `limit` of these rows of a tier that start before `before_s`; tells how many it deleted.
+    fn expire(&self, slot: Slot, tier_s: i64, before_s: i64, limit: u32) -> StoreFuture<'_, u64>;
+
+    /// What a rebuild does with the rows that are not served.
+    fn slots(&self) -> &dyn Slots;
 
     /// What the rows of a series add up to, of one moment.
     fn sums<'a>(&'a self, sums: SumsOf<'a>) -> StoreFuture<'a, Sums>;

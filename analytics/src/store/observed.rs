@@ -17,7 +17,7 @@ use streamgauge_resilience::{Breaker, BreakerError};
 
 use super::{
     Advance, CheckpointState, CheckpointWrite, Connections, Contents, DeltaRow, Scan, Scanned,
-    Store, StoreError, StoreFuture, Sums, SumsOf, Swapped, UserFilter, UserPages,
+    Slot, Slots, Store, StoreError, StoreFuture, Sums, SumsOf, Swapped, UserFilter, UserPages,
 };
 use crate::{
     config::StoreConfig,
@@ -138,16 +138,20 @@ impl Store for Observed {
         self.measure(StoreOp::Migrate, self.inner.migrate())
     }
 
-    fn contents(&self) -> StoreFuture<'_, Contents> {
-        self.measure(StoreOp::Contents, self.inner.contents())
+    fn served(&self) -> StoreFuture<'_, Slot> {
+        self.measure(StoreOp::Served, self.inner.served())
+    }
+
+    fn contents(&self, slot: Slot) -> StoreFuture<'_, Contents> {
+        self.measure(StoreOp::Contents, self.inner.contents(slot))
     }
 
     fn chains<'a>(&'a self, partitions: &'a [i32]) -> StoreFuture<'a, Vec<ChainRow>> {
         self.measure(StoreOp::Chains, self.inner.chains(partitions))
     }
 
-    fn checkpoint_state(&self) -> StoreFuture<'_, CheckpointState> {
-        self.measure(StoreOp::CheckpointState, self.inner.checkpoint_state())
+    fn checkpoint_state(&self, slot: Slot) -> StoreFuture<'_, CheckpointState> {
+        self.measure(StoreOp::CheckpointState, self.inner.checkpoint_state(slot))
     }
 
     fn deltas(&self, partition: i32, from: i64, limit: u32) -> StoreFuture<'_, Vec<DeltaRow>> {
@@ -162,8 +166,8 @@ impl Store for Observed {
         self.measure_as(StoreOp::Checkpoint, swapped, self.inner.checkpoint(write))
     }
 
-    fn trim<'a>(&'a self, positions: &'a BTreeMap<i32, i64>) -> StoreFuture<'a, ()> {
-        self.measure(StoreOp::Trim, self.inner.trim(positions))
+    fn trim<'a>(&'a self, slot: Slot, positions: &'a BTreeMap<i32, i64>) -> StoreFuture<'a, ()> {
+        self.measure(StoreOp::Trim, self.inner.trim(slot, positions))
     }
 
     fn scan<'a>(&'a self, scan: Scan<'a>) -> StoreFuture<'a, Scanned> {
@@ -174,8 +178,13 @@ impl Store for Observed {
         self.measure(StoreOp::UserPages, self.inner.user_pages(filter))
     }
 
-    fn expire(&self, tier_s: i64, before_s: i64, limit: u32) -> StoreFuture<'_, u64> {
-        self.measure(StoreOp::Expire, self.inner.expire(tier_s, before_s, limit))
+    fn expire(&self, slot: Slot, tier_s: i64, before_s: i64, limit: u32) -> StoreFuture<'_, u64> {
+        let expired = self.inner.expire(slot, tier_s, before_s, limit);
+        self.measure(StoreOp::Expire, expired)
+    }
+
+    fn slots(&self) -> &dyn Slots {
+        self.inner.slots()
     }
 
     fn sums<'a>(&'a self, sums: SumsOf<'a>) -> StoreFuture<'a, Sums> {

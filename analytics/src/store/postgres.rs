@@ -13,7 +13,7 @@ use sqlx::{
 
 use super::{
     Advance, BucketRow, CheckpointState, CheckpointWrite, Connections, Contents, DeltaRow, Scan,
-    Scanned, Store, StoreError, StoreFuture, Sums, SumsOf, Swapped, UserFilter, UserPageRow,
+    Scanned, Slot, Slots, Store, StoreError, StoreFuture, Sums, SumsOf, Swapped, UserFilter, UserPageRow,
     UserPages, rows, schema,
 };
 use crate::view::{CellValue, ChainRow, UserPage};
@@ -25,17 +25,17 @@ const WRITERS: u32 = 3;
 /// How long an operation waits for a connection, and a connection for a sign of life when it is given back.
 const PATIENCE: Duration = Duration::from_secs(5);
 /// All reads of one query see one moment.
-const SNAPSHOT: &str = "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY";
+pub(super) const SNAPSHOT: &str = "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY";
 
 /// The store. Queries have connections of their own: however many wait for one, the writers never do.
 #[derive(Debug)]
 pub struct PostgresStore {
-    writer: PgPool,
-    reader: PgPool,
+    pub(super) writer: PgPool,
+    pub(super) reader: PgPool,
 }
 
 /// PostgreSQL's text holds no NUL; what stands for it is the same for writing and for looking up.
-fn text(value: &str) -> String {
+pub(super) fn text(value: &str) -> String {
     value.replace('\0', "\u{fffd}")
 }
 
@@ -131,17 +131,36 @@ async fn insert_deltas(
     .map(drop)
 }
 
-/// The rows that are there for these keys.
-async fn existing(
+/// How far the rows of a transaction reach.
+pub(super) async fn state(
     connection: &mut PgConnection,
+    slot: Slot,
+) -> Result<CheckpointState, sqlx::Error> {
+    let generation = query_scalar(slot.sql("SELECT generation FROM checkpoint{s}"))
+        .fetch_one(&mut *connection)
+        .await?;
+    let positions: Vec<(i32, i64)> =
+        sqlx::query_as(slot.sql("SELECT partition, position FROM checkpoint_position{s}"))
+            .fetch_all(&mut *connection)
+            .await?;
+    Ok(CheckpointState {
+        generation,
+        positions: positions.into_iter().collect(),
+    })
+}
+
+/// The rows that are there for these keys.
+pub(super) async fn existing(
+    connection: &mut PgConnection,
+    slot: Slot,
     chunk: &[BucketRow],
 ) -> Result<Vec<(rows::BucketKey, CellValue)>, sqlx::Error> {
-    let found = query(
+    let found = query(slot.sql(
         "SELECT b.tier_s::bigint AS tier, b.series, b.bucket_s, b.key, b.count, b.value_count, b.sum, b.min, b.max, \
          b.users, b.quantiles FROM UNNEST($1::int[], $2::text[], $3::bigint[], $4::text[]) \
-         AS w(tier_s, series, bucket_s, key) JOIN bucket AS b ON b.tier_s = w.tier_s AND b.series = w.series \
+         AS w(tier_s, series, bucket_s, key) JOIN bucket{s} AS b ON b.tier_s = w.tier_s AND b.series = w.series \
          AND b.bucket_s = w.bucket_s AND b.key_digest = md5(w.key)::uuid",
-    )
+    ))
     .bind(chunk.iter().map(|row| row.tier_s as i32).collect::<Vec<_>>())
     .bind(chunk.iter().map(|row| row.series.to_string()).collect::<Vec<_>>())
     .bind(chunk.iter().map(|row| row.bucket_s).collect::<Vec<_>>())
@@ -162,17 +181,18 @@ async fn existing(
 
 async fn upsert_buckets(
     connection: &mut PgConnection,
+    slot: Slot,
     chunk: &[BucketRow],
 ) -> Result<(), sqlx::Error> {
-    let joined = rows::join(chunk, existing(connection, chunk).await?);
+    let joined = rows::join(chunk, existing(connection, slot, chunk).await?);
     let number = |of: fn(&CellValue) -> f64| -> Vec<f64> {
         joined
             .iter()
             .map(|row| rows::number(of(&row.value)))
             .collect()
     };
-    query(
-        "INSERT INTO bucket (tier_s, series, bucket_s, key_digest, key, count, value_count, sum, min, max, users, \
+    query(slot.sql(
+        "INSERT INTO bucket{s} (tier_s, series, bucket_s, key_digest, key, count, value_count, sum, min, max, users, \
          quantiles) SELECT n.tier_s, n.series, n.bucket_s, md5(n.key)::uuid, n.key, n.count, n.value_count, n.sum, \
          n.min, n.max, n.users, n.quantiles FROM UNNEST($1::int[], $2::text[], $3::bigint[], $4::text[], \
          $5::bigint[], $6::bigint[], $7::float8[], $8::float8[], $9::float8[], $10::bytea[], $11::bytea[]) \
@@ -180,7 +200,7 @@ async fn upsert_buckets(
          ON CONFLICT (tier_s, series, bucket_s, key_digest) DO UPDATE SET count = EXCLUDED.count, \
          value_count = EXCLUDED.value_count, sum = EXCLUDED.sum, min = EXCLUDED.min, max = EXCLUDED.max, \
          users = EXCLUDED.users, quantiles = EXCLUDED.quantiles",
-    )
+    ))
     .bind(joined.iter().map(|row| row.tier_s as i32).collect::<Vec<_>>())
     .bind(joined.iter().map(|row| row.series.to_string()).collect::<Vec<_>>())
     .bind(joined.iter().map(|row| row.bucket_s).collect::<Vec<_>>())
@@ -199,18 +219,19 @@ async fn upsert_buckets(
 
 async fn upsert_users(
     connection: &mut PgConnection,
+    slot: Slot,
     chunk: &[UserPage],
 ) -> Result<(), sqlx::Error> {
     // Grouped, because two texts may differ in nothing but a NUL.
-    query(
-        "INSERT INTO user_page (user_id, page_digest, page_url, event_type, count, last_us) \
+    query(slot.sql(
+        "INSERT INTO user_page{s} AS u (user_id, page_digest, page_url, event_type, count, last_us) \
          SELECT n.user_id, md5(octet_length(n.page_url) || ':' || n.page_url || n.event_type)::uuid, n.page_url, \
          n.event_type, SUM(n.count), MAX(n.last_us) \
          FROM UNNEST($1::text[], $2::text[], $3::text[], $4::bigint[], $5::bigint[]) \
          AS n(user_id, page_url, event_type, count, last_us) GROUP BY n.user_id, n.page_url, n.event_type \
-         ON CONFLICT (user_id, page_digest) DO UPDATE SET count = user_page.count + EXCLUDED.count, \
-         last_us = GREATEST(user_page.last_us, EXCLUDED.last_us)",
-    )
+         ON CONFLICT (user_id, page_digest) DO UPDATE SET count = u.count + EXCLUDED.count, \
+         last_us = GREATEST(u.last_us, EXCLUDED.last_us)",
+    ))
     .bind(chunk.iter().map(|page| text(&page.key.user_id)).collect::<Vec<_>>())
     .bind(chunk.iter().map(|page| text(&page.key.page_url)).collect::<Vec<_>>())
     .bind(chunk.iter().map(|page| text(&page.key.event_type)).collect::<Vec<_>>())
@@ -222,11 +243,18 @@ async fn upsert_users(
 }
 
 impl PostgresStore {
-    async fn read_contents(&self) -> Result<Contents, sqlx::Error> {
+    async fn read_served(&self) -> Result<Slot, sqlx::Error> {
+        let number = query_scalar("SELECT slot FROM served")
+            .fetch_one(&self.writer)
+            .await?;
+        Ok(Slot::of_number(number))
+    }
+
+    async fn read_contents(&self, slot: Slot) -> Result<Contents, sqlx::Error> {
         let chains = query("SELECT * FROM chain ORDER BY partition")
             .fetch_all(&self.writer)
             .await?;
-        let series = query_scalar("SELECT name FROM series ORDER BY name")
+        let series = query_scalar(slot.sql("SELECT name FROM series{s} ORDER BY name"))
             .fetch_all(&self.writer)
             .await?;
         let chains = chains.iter().map(rows::chain).collect::<Result<_, _>>()?;
@@ -241,19 +269,9 @@ impl PostgresStore {
         found.iter().map(rows::chain).collect()
     }
 
-    async fn read_state(&self) -> Result<CheckpointState, sqlx::Error> {
+    async fn read_state(&self, slot: Slot) -> Result<CheckpointState, sqlx::Error> {
         let mut snapshot = self.writer.begin_with(SNAPSHOT).await?;
-        let generation = query_scalar("SELECT generation FROM checkpoint")
-            .fetch_one(&mut *snapshot)
-            .await?;
-        let positions: Vec<(i32, i64)> =
-            sqlx::query_as("SELECT partition, position FROM checkpoint_position")
-                .fetch_all(&mut *snapshot)
-                .await?;
-        Ok(CheckpointState {
-            generation,
-            positions: positions.into_iter().collect(),
-        })
+        state(&mut snapshot, slot).await
     }
 
     async fn read_deltas(
@@ -292,22 +310,24 @@ impl PostgresStore {
     }
 
     async fn write_checkpoint(&self, write: &CheckpointWrite) -> Result<Swapped, sqlx::Error> {
+        let slot = write.slot;
         let mut transaction = self.writer.begin().await?;
         // The row's lock, taken here, holds other checkpoints off until the commit.
-        let swapped = query("UPDATE checkpoint SET generation = $2 WHERE generation = $1")
-            .bind(write.from)
-            .bind(write.to)
-            .execute(&mut *transaction)
-            .await?;
+        let swapped =
+            query(slot.sql("UPDATE checkpoint{s} SET generation = $2 WHERE generation = $1"))
+                .bind(write.from)
+                .bind(write.to)
+                .execute(&mut *transaction)
+                .await?;
         if swapped.rows_affected() != 1 {
             transaction.rollback().await?;
             return Ok(Swapped::Conflict);
         }
         let (partitions, positions): (Vec<i32>, Vec<i64>) = write.positions.iter().unzip();
-        query(
-            "INSERT INTO checkpoint_position (partition, position) SELECT * FROM UNNEST($1::int[], $2::bigint[]) \
+        query(slot.sql(
+            "INSERT INTO checkpoint_position{s} (partition, position) SELECT * FROM UNNEST($1::int[], $2::bigint[]) \
              ON CONFLICT (partition) DO UPDATE SET position = EXCLUDED.position",
-        )
+        ))
         .bind(partitions)
         .bind(positions)
         .execute(&mut *transaction)
@@ -319,45 +339,62 @@ impl PostgresStore {
             .collect();
         series.sort_unstable();
         series.dedup();
-        query("INSERT INTO series (name) SELECT * FROM UNNEST($1::text[]) ON CONFLICT DO NOTHING")
-            .bind(series)
-            .execute(&mut *transaction)
-            .await?;
+        query(slot.sql(
+            "INSERT INTO series{s} (name) SELECT * FROM UNNEST($1::text[]) ON CONFLICT DO NOTHING",
+        ))
+        .bind(series)
+        .execute(&mut *transaction)
+        .await?;
         for chunk in write.buckets.chunks(ROWS_PER_STATEMENT) {
-            upsert_buckets(&mut transaction, chunk).await?;
+            upsert_buckets(&mut transaction, slot, chunk).await?;
         }
         for chunk in write.users.chunks(ROWS_PER_STATEMENT) {
-            upsert_users(&mut transaction, chunk).await?;
+            upsert_users(&mut transaction, slot, chunk).await?;
         }
         transaction.commit().await?;
         Ok(Swapped::Done)
     }
 
-    async fn delete_deltas(&self, positions: &BTreeMap<i32, i64>) -> Result<(), sqlx::Error> {
+    async fn delete_deltas(
+        &self,
+        slot: Slot,
+        positions: &BTreeMap<i32, i64>,
+    ) -> Result<(), sqlx::Error> {
+        let mut transaction = self.writer.begin().await?;
+        // Held until the end, so that no swap comes in between.
+        let served: i64 = query_scalar("SELECT slot FROM served FOR SHARE")
+            .fetch_one(&mut *transaction)
+            .await?;
+        // Rows that are no longer served know nothing of what those that are still need.
+        if served != slot.number() {
+            return Ok(());
+        }
         let (partitions, positions): (Vec<i32>, Vec<i64>) = positions.iter().unzip();
         query(
             "DELETE FROM delta AS d USING UNNEST($1::int[], $2::bigint[]) AS p(partition, position) \
-             WHERE d.partition = p.partition AND d.delta_offset < p.position",
+             WHERE d.partition = p.partition AND d.delta_offset < LEAST(p.position, (\
+                 SELECT n.position FROM delta_pin AS n CROSS JOIN rebuild_lock AS l WHERE n.partition = p.partition \
+                 AND l.expires_ms > (extract(epoch FROM clock_timestamp()) * 1000)::bigint))",
         )
         .bind(partitions)
         .bind(positions)
-        .execute(&self.writer)
-        .await
-        .map(drop)
+        .execute(&mut *transaction)
+        .await?;
+        transaction.commit().await
     }
 
     async fn read_rows(&self, scan: Scan<'_>) -> Result<Scanned, StoreError> {
         let failed = StoreError::of("read buckets");
         let mut snapshot = self.reader.begin_with(SNAPSHOT).await.map_err(&failed)?;
-        let generation = query_scalar("SELECT generation FROM checkpoint")
+        let generation = query_scalar(scan.slot.sql("SELECT generation FROM checkpoint{s}"))
             .fetch_one(&mut *snapshot)
             .await
             .map_err(&failed)?;
         let sql = if scan.quantiles {
-            "SELECT bucket_s, key, count, value_count, sum, min, max, users, quantiles FROM bucket \
+            "SELECT bucket_s, key, count, value_count, sum, min, max, users, quantiles FROM bucket{s} \
              WHERE tier_s = $1 AND series = $2 AND bucket_s >= $3 AND bucket_s < $4 LIMIT $5"
         } else {
-            "SELECT bucket_s, key, count, value_count, sum, min, max, users, ''::bytea AS quantiles FROM bucket \
+            "SELECT bucket_s, key, count, value_count, sum, min, max, users, ''::bytea AS quantiles FROM bucket{s} \
              WHERE tier_s = $1 AND series = $2 AND bucket_s >= $3 AND bucket_s < $4 LIMIT $5"
         };
         let mut scanned = Scanned {
@@ -366,7 +403,7 @@ impl PostgresStore {
         };
         for segment in scan.segments {
             let room = scan.rows_max - scanned.rows.len();
-            let found = query(sql)
+            let found = query(scan.slot.sql(sql))
                 .bind(segment.tier_s as i32)
                 .bind(scan.series)
                 .bind(segment.range.start)
@@ -394,7 +431,8 @@ impl PostgresStore {
 
     async fn read_user(&self, filter: UserFilter<'_>) -> Result<UserPages, sqlx::Error> {
         let mut snapshot = self.reader.begin_with(SNAPSHOT).await?;
-        let generation = query_scalar("SELECT generation FROM checkpoint")
+        let slot = filter.slot;
+        let generation = query_scalar(slot.sql("SELECT generation FROM checkpoint{s}"))
             .fetch_one(&mut *snapshot)
             .await?;
         let (user_id, page, kind) = (
@@ -402,20 +440,20 @@ impl PostgresStore {
             filter.page_url.map(text),
             filter.event_type.map(text),
         );
-        let count: i64 = query_scalar(
-            "SELECT COALESCE(SUM(count), 0)::bigint FROM user_page WHERE user_id = $1 \
+        let count: i64 = query_scalar(slot.sql(
+            "SELECT COALESCE(SUM(count), 0)::bigint FROM user_page{s} WHERE user_id = $1 \
              AND ($2::text IS NULL OR page_url = $2) AND ($3::text IS NULL OR event_type = $3)",
-        )
+        ))
         .bind(&user_id)
         .bind(&page)
         .bind(&kind)
         .fetch_one(&mut *snapshot)
         .await?;
-        let found: Vec<(String, String, i64, i64)> = sqlx::query_as(
-            "SELECT page_url, event_type, count, last_us FROM user_page WHERE user_id = $1 \
+        let found: Vec<(String, String, i64, i64)> = sqlx::query_as(slot.sql(
+            "SELECT page_url, event_type, count, last_us FROM user_page{s} WHERE user_id = $1 \
              AND ($2::text IS NULL OR page_url = $2) AND ($3::text IS NULL OR event_type = $3) \
              ORDER BY count DESC, page_url COLLATE \"C\", event_type COLLATE \"C\" LIMIT $4",
-        )
+        ))
         .bind(&user_id)
         .bind(&page)
         .bind(&kind)
@@ -439,19 +477,20 @@ impl PostgresStore {
 
     async fn read_sums(&self, asked: SumsOf<'_>) -> Result<Sums, sqlx::Error> {
         let mut snapshot = self.reader.begin_with(SNAPSHOT).await?;
-        let generation = query_scalar("SELECT generation FROM checkpoint")
+        let slot = asked.slot;
+        let generation = query_scalar(slot.sql("SELECT generation FROM checkpoint{s}"))
             .fetch_one(&mut *snapshot)
             .await?;
         let positions: Vec<(i32, i64)> =
-            sqlx::query_as("SELECT partition, position FROM checkpoint_position")
+            sqlx::query_as(slot.sql("SELECT partition, position FROM checkpoint_position{s}"))
                 .fetch_all(&mut *snapshot)
                 .await?;
         let mut events = Vec::with_capacity(asked.segments.len());
         for segment in asked.segments {
-            let sum: i64 = query_scalar(
-                "SELECT COALESCE(SUM(count), 0)::bigint FROM bucket \
+            let sum: i64 = query_scalar(slot.sql(
+                "SELECT COALESCE(SUM(count), 0)::bigint FROM bucket{s} \
                  WHERE tier_s = $1 AND series = $2 AND bucket_s >= $3 AND bucket_s < $4",
-            )
+            ))
             .bind(segment.tier_s as i32)
             .bind(asked.series)
             .bind(segment.range.start)
@@ -469,15 +508,16 @@ impl PostgresStore {
 
     async fn delete_rows(
         &self,
+        slot: Slot,
         tier_s: i64,
         before_s: i64,
         limit: u32,
     ) -> Result<u64, sqlx::Error> {
-        let deleted = query(
-            "DELETE FROM bucket WHERE ctid = ANY(ARRAY(\
-                 SELECT b.ctid FROM series AS s JOIN bucket AS b ON b.series = s.name \
+        let deleted = query(slot.sql(
+            "DELETE FROM bucket{s} WHERE ctid = ANY(ARRAY(\
+                 SELECT b.ctid FROM series{s} AS s JOIN bucket{s} AS b ON b.series = s.name \
                  WHERE b.tier_s = $1 AND b.bucket_s < $2 LIMIT $3))",
-        )
+        ))
         .bind(tier_s as i32)
         .bind(before_s)
         .bind(i64::from(limit))
@@ -492,8 +532,17 @@ impl Store for PostgresStore {
         async { Ok(schema::postgres().run(&self.writer).await?) }.boxed()
     }
 
-    fn contents(&self) -> StoreFuture<'_, Contents> {
-        let read = self.read_contents();
+    fn served(&self) -> StoreFuture<'_, Slot> {
+        let read = self.read_served();
+        async {
+            read.await
+                .map_err(StoreError::of("read which rows are served"))
+        }
+        .boxed()
+    }
+
+    fn contents(&self, slot: Slot) -> StoreFuture<'_, Contents> {
+        let read = self.read_contents(slot);
         async { read.await.map_err(StoreError::of("read the chains")) }.boxed()
     }
 
@@ -502,8 +551,8 @@ impl Store for PostgresStore {
         async { read.await.map_err(StoreError::of("read the chains")) }.boxed()
     }
 
-    fn checkpoint_state(&self) -> StoreFuture<'_, CheckpointState> {
-        let read = self.read_state();
+    fn checkpoint_state(&self, slot: Slot) -> StoreFuture<'_, CheckpointState> {
+        let read = self.read_state(slot);
         async { read.await.map_err(StoreError::of("read the checkpoint")) }.boxed()
     }
 
@@ -522,8 +571,8 @@ impl Store for PostgresStore {
         async { write.await.map_err(StoreError::of("write a checkpoint")) }.boxed()
     }
 
-    fn trim<'a>(&'a self, positions: &'a BTreeMap<i32, i64>) -> StoreFuture<'a, ()> {
-        let write = self.delete_deltas(positions);
+    fn trim<'a>(&'a self, slot: Slot, positions: &'a BTreeMap<i32, i64>) -> StoreFuture<'a, ()> {
+        let write = self.delete_deltas(slot, positions);
         async { write.await.map_err(StoreError::of("delete deltas")) }.boxed()
     }
 
@@ -536,14 +585,18 @@ impl Store for PostgresStore {
         async { read.await.map_err(StoreError::of("read user pages")) }.boxed()
     }
 
-    fn expire(&self, tier_s: i64, before_s: i64, limit: u32) -> StoreFuture<'_, u64> {
-        let write = self.delete_rows(tier_s, before_s, limit);
+    fn expire(&self, slot: Slot, tier_s: i64, before_s: i64, limit: u32) -> StoreFuture<'_, u64> {
+        let write = self.delete_rows(slot, tier_s, before_s, limit);
         async { write.await.map_err(StoreError::of("delete old buckets")) }.boxed()
     }
 
     fn sums<'a>(&'a self, sums: SumsOf<'a>) -> StoreFuture<'a, Sums> {
         let read = self.read_sums(sums);
         async { read.await.map_err(StoreError::of("add rows up")) }.boxed()
+    }
+
+    fn slots(&self) -> &dyn Slots {
+        self
     }
 
     fn connections(&self) -> Connections {

@@ -1,13 +1,13 @@
 //! What both databases share: how rows become values, and how additions join what is there.
 
-use std::collections::HashMap;
+use std::{collections::HashMap, sync::Arc};
 
 use bytes::Bytes;
 use sqlx::{ColumnIndex, Database, Decode, Row, Type};
 use streamgauge_chain::{Ledger, Outcomes};
 
 use super::BucketRow;
-use crate::view::{CellValue, ChainRow, Parts};
+use crate::view::{CellValue, ChainRow, Parts, UserPage, UserPageKey};
 
 /// The numbers of a chain row after the partition, in the order of the table's columns.
 pub(super) fn chain_values(row: &ChainRow) -> [i64; 16] {
@@ -106,6 +106,57 @@ where
 
 /// What identifies a bucket's row.
 pub(super) type BucketKey = (i64, i64, String, String);
+
+/// A row from its parts.
+pub(super) fn keyed(((tier_s, bucket_s, series, key), value): (BucketKey, CellValue)) -> BucketRow {
+    BucketRow {
+        tier_s,
+        bucket_s,
+        series: Arc::from(series),
+        key: Arc::from(key),
+        value,
+    }
+}
+
+/// Reads a bucket's row whole.
+pub(super) fn bucket<'r, R>(row: &'r R) -> Result<BucketRow, sqlx::Error>
+where
+    R: Row,
+    &'static str: ColumnIndex<R>,
+    i64: Decode<'r, R::Database> + Type<R::Database>,
+    f64: Decode<'r, R::Database> + Type<R::Database>,
+    &'r [u8]: Decode<'r, R::Database> + Type<R::Database>,
+    String: Decode<'r, R::Database> + Type<R::Database>,
+{
+    let key = (
+        row.try_get("tier_s")?,
+        row.try_get("bucket_s")?,
+        row.try_get("series")?,
+        row.try_get("key")?,
+    );
+    Ok(keyed((key, value(row)?)))
+}
+
+/// Reads a user page's row.
+pub(super) fn user_page<'r, R>(row: &'r R) -> Result<UserPage, sqlx::Error>
+where
+    R: Row,
+    &'static str: ColumnIndex<R>,
+    i64: Decode<'r, R::Database> + Type<R::Database>,
+    String: Decode<'r, R::Database> + Type<R::Database>,
+{
+    let text = |name: &'static str| row.try_get::<String, _>(name).map(Arc::<str>::from);
+    let key = UserPageKey {
+        user_id: text("user_id")?,
+        page_url: text("page_url")?,
+        event_type: text("event_type")?,
+    };
+    Ok(UserPage {
+        key,
+        count: row.try_get::<i64, _>("count")?.max(0) as u64,
+        last_us: row.try_get("last_us")?,
+    })
+}
 
 /// Joins additions to the rows that are there, ready to be written.
 pub(super) fn join(additions: &[BucketRow], there: Vec<(BucketKey, CellValue)>) -> Vec<BucketRow> {

@@ -17,6 +17,7 @@ pub(super) fn sqlite_deltas() -> Migrator {
     migrator(&[
         (1, "deltas", include_str!("migrations/sqlite_deltas_1.sql")),
         (2, "gap", include_str!("migrations/sqlite_deltas_2.sql")),
+        (3, "slots", include_str!("migrations/sqlite_deltas_3.sql")),
         (4, "holes", include_str!("migrations/sqlite_deltas_4.sql")),
     ])
 }
@@ -26,6 +27,7 @@ pub(super) fn postgres() -> Migrator {
     migrator(&[
         (1, "start", include_str!("migrations/postgres_1.sql")),
         (2, "gap", include_str!("migrations/postgres_2.sql")),
+        (3, "slots", include_str!("migrations/postgres_3.sql")),
         (4, "holes", include_str!("migrations/postgres_4.sql")),
     ])
 }

@@ -1,7 +1,9 @@
-//! The store in two SQLite files: the rows, and beside them the chains with the deltas that are not in the rows yet.
+//! The store in three SQLite files: two sets of rows, of which one is served, and beside them the chains with the deltas
+//! that are not in the rows yet.
 //!
-//! Two files, because SQLite has one writer per file and a checkpoint of many rows must not delay the next apply. No
-//! transaction spans both: the rows know by themselves how far they reach, and deltas below that are only waste.
+//! Several files, because SQLite has one writer per file: a checkpoint of many rows must not delay the next apply, nor a
+//! rebuild the next checkpoint. No transaction spans two: rows know by themselves how far they reach, and deltas below
+//! that are only waste.
 //! Journals are write-ahead logs, so that readers and the writer do not wait for each other.
 
 use std::{collections::BTreeMap, path::PathBuf, time::Duration};
@@ -17,7 +19,7 @@ use sqlx::{
 
 use super::{
     Advance, BucketRow, CheckpointState, CheckpointWrite, Connections, Contents, DeltaRow, Scan,
-    Scanned, Store, StoreError, StoreFuture, Sums, SumsOf, Swapped, UserFilter, UserPageRow,
+    Scanned, Slot, Slots, Store, StoreError, StoreFuture, Sums, SumsOf, Swapped, UserFilter, UserPageRow,
     UserPages, rows, schema,
 };
 use crate::view::{CellValue, ChainRow, UserPage};
@@ -26,6 +28,11 @@ use crate::view::{CellValue, ChainRow, UserPage};
 const ROWS_PER_STATEMENT: usize = 250;
 /// How long a writer waits for another process, and a query for a connection.
 const PATIENCE: Duration = Duration::from_secs(5);
+
+/// Deletes what the served rows hold, as far as no rebuild needs it.
+const TRIM: &str = "DELETE FROM delta WHERE partition = $1 AND delta_offset < min($2, COALESCE((\
+     SELECT p.position FROM delta_pin AS p CROSS JOIN rebuild_lock AS l \
+     WHERE p.partition = $1 AND l.expires_ms > CAST(unixepoch('subsec') * 1000 AS INTEGER)), $2))";
 
 /// What a commit survives.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -41,17 +48,24 @@ pub enum Durability {
 /// The store.
 #[derive(Debug)]
 pub struct SqliteStore {
-    rows_writer: SqlitePool,
-    rows_reader: SqlitePool,
-    deltas_writer: SqlitePool,
+    rows: [RowsFile; 2],
+    pub(super) deltas_writer: SqlitePool,
     deltas_reader: SqlitePool,
     path: PathBuf,
 }
 
+/// A file with one set of rows.
+#[derive(Debug)]
+pub(super) struct RowsFile {
+    pub(super) writer: SqlitePool,
+    pub(super) reader: SqlitePool,
+}
+
 impl SqliteStore {
-    /// A store in the file at `path` and a second one beside it.
+    /// A store in the file at `path` and two more beside it.
     pub fn new(path: PathBuf, durability: Durability, readers: u32) -> Self {
         let deltas = path.with_extension("deltas.db");
+        let second = path.with_extension("second.db");
         let options = |file: &PathBuf| {
             SqliteConnectOptions::new()
                 .filename(file)
@@ -69,9 +83,12 @@ impl SqliteStore {
                 .acquire_timeout(PATIENCE)
                 .connect_lazy_with(options(file))
         };
+        let rows = [&path, &second].map(|file| RowsFile {
+            writer: pool(file, 1),
+            reader: pool(file, readers.max(1)),
+        });
         Self {
-            rows_writer: pool(&path, 1),
-            rows_reader: pool(&path, readers.max(1)),
+            rows,
             deltas_writer: pool(&deltas, 1),
             deltas_reader: pool(&deltas, 1),
             path,
@@ -79,7 +96,9 @@ impl SqliteStore {
     }
 }
 
-async fn begin(pool: &SqlitePool) -> Result<sqlx::Transaction<'static, Sqlite>, sqlx::Error> {
+pub(super) async fn begin(
+    pool: &SqlitePool,
+) -> Result<sqlx::Transaction<'static, Sqlite>, sqlx::Error> {
     // The write lock is taken at once: a lock taken later could fail in mid-transaction.
     pool.begin_with("BEGIN IMMEDIATE").await
 }
@@ -129,8 +148,25 @@ async fn insert_deltas(
     Ok(())
 }
 
+/// How far the rows of a transaction reach.
+pub(super) async fn state(
+    connection: &mut SqliteConnection,
+) -> Result<CheckpointState, sqlx::Error> {
+    let generation = query_scalar("SELECT generation FROM checkpoint")
+        .fetch_one(&mut *connection)
+        .await?;
+    let positions: Vec<(i32, i64)> =
+        sqlx::query_as("SELECT partition, position FROM checkpoint_position")
+            .fetch_all(&mut *connection)
+            .await?;
+    Ok(CheckpointState {
+        generation,
+        positions: positions.into_iter().collect(),
+    })
+}
+
 /// The rows that are there for these keys.
-async fn existing(
+pub(super) async fn existing(
     connection: &mut SqliteConnection,
     chunk: &[BucketRow],
 ) -> Result<Vec<(rows::BucketKey, CellValue)>, sqlx::Error> {
@@ -217,16 +253,32 @@ impl SqliteStore {
                 .map_err(|error| StoreError::of("open")(sqlx::Error::Io(error)))?;
         }
         schema::sqlite_deltas().run(&self.deltas_writer).await?;
-        schema::sqlite_rows().run(&self.rows_writer).await?;
+        for file in &self.rows {
+            schema::sqlite_rows().run(&file.writer).await?;
+        }
         Ok(())
     }
 
-    async fn read_contents(&self) -> Result<Contents, sqlx::Error> {
+    pub(super) fn rows(&self, slot: Slot) -> &RowsFile {
+        match slot {
+            Slot::First => &self.rows[0],
+            Slot::Second => &self.rows[1],
+        }
+    }
+
+    async fn read_served(&self) -> Result<Slot, sqlx::Error> {
+        let number = query_scalar("SELECT slot FROM served")
+            .fetch_one(&self.deltas_reader)
+            .await?;
+        Ok(Slot::of_number(number))
+    }
+
+    async fn read_contents(&self, slot: Slot) -> Result<Contents, sqlx::Error> {
         let chains = query("SELECT * FROM chain ORDER BY partition")
             .fetch_all(&self.deltas_reader)
             .await?;
         let series = query_scalar("SELECT name FROM series ORDER BY name")
-            .fetch_all(&self.rows_reader)
+            .fetch_all(&self.rows(slot).reader)
             .await?;
         let chains = chains.iter().map(rows::chain).collect::<Result<_, _>>()?;
         Ok(Contents { chains, series })
@@ -243,19 +295,9 @@ impl SqliteStore {
             .collect())
     }
 
-    async fn read_state(&self) -> Result<CheckpointState, sqlx::Error> {
-        let mut snapshot = self.rows_reader.begin().await?;
-        let generation = query_scalar("SELECT generation FROM checkpoint")
-            .fetch_one(&mut *snapshot)
-            .await?;
-        let positions: Vec<(i32, i64)> =
-            sqlx::query_as("SELECT partition, position FROM checkpoint_position")
-                .fetch_all(&mut *snapshot)
-                .await?;
-        Ok(CheckpointState {
-            generation,
-            positions: positions.into_iter().collect(),
-        })
+    async fn read_state(&self, slot: Slot) -> Result<CheckpointState, sqlx::Error> {
+        let mut snapshot = self.rows(slot).reader.begin().await?;
+        state(&mut snapshot).await
     }
 
     async fn read_deltas(
@@ -294,7 +336,7 @@ impl SqliteStore {
     }
 
     async fn write_checkpoint(&self, write: &CheckpointWrite) -> Result<Swapped, sqlx::Error> {
-        let mut transaction = begin(&self.rows_writer).await?;
+        let mut transaction = begin(&self.rows(write.slot).writer).await?;
         let swapped = query("UPDATE checkpoint SET generation = $2 WHERE generation = $1")
             .bind(write.from)
             .bind(write.to)
@@ -332,10 +374,21 @@ impl SqliteStore {
         Ok(Swapped::Done)
     }
 
-    async fn delete_deltas(&self, positions: &BTreeMap<i32, i64>) -> Result<(), sqlx::Error> {
+    async fn delete_deltas(
+        &self,
+        slot: Slot,
+        positions: &BTreeMap<i32, i64>,
+    ) -> Result<(), sqlx::Error> {
         let mut transaction = begin(&self.deltas_writer).await?;
+        let served: i64 = query_scalar("SELECT slot FROM served")
+            .fetch_one(&mut *transaction)
+            .await?;
+        // Rows that are no longer served know nothing of what those that are still need.
+        if served != slot.number() {
+            return Ok(());
+        }
         for (partition, position) in positions {
-            query("DELETE FROM delta WHERE partition = $1 AND delta_offset < $2")
+            query(TRIM)
                 .bind(partition)
                 .bind(position)
                 .execute(&mut *transaction)
@@ -346,7 +399,7 @@ impl SqliteStore {
 
     async fn read_rows(&self, scan: Scan<'_>) -> Result<Scanned, StoreError> {
         let failed = StoreError::of("read buckets");
-        let mut snapshot = self.rows_reader.begin().await.map_err(&failed)?;
+        let mut snapshot = self.rows(scan.slot).reader.begin().await.map_err(&failed)?;
         let generation = query_scalar("SELECT generation FROM checkpoint")
             .fetch_one(&mut *snapshot)
             .await
@@ -391,7 +444,7 @@ impl SqliteStore {
     }
 
     async fn read_user(&self, filter: UserFilter<'_>) -> Result<UserPages, sqlx::Error> {
-        let mut snapshot = self.rows_reader.begin().await?;
+        let mut snapshot = self.rows(filter.slot).reader.begin().await?;
         let generation = query_scalar("SELECT generation FROM checkpoint")
             .fetch_one(&mut *snapshot)
             .await?;
@@ -431,7 +484,7 @@ impl SqliteStore {
     }
 
     async fn read_sums(&self, asked: SumsOf<'_>) -> Result<Sums, sqlx::Error> {
-        let mut snapshot = self.rows_reader.begin().await?;
+        let mut snapshot = self.rows(asked.slot).reader.begin().await?;
         let generation = query_scalar("SELECT generation FROM checkpoint")
             .fetch_one(&mut *snapshot)
             .await?;
@@ -462,6 +515,7 @@ impl SqliteStore {
 
     async fn delete_rows(
         &self,
+        slot: Slot,
         tier_s: i64,
         before_s: i64,
         limit: u32,
@@ -475,7 +529,7 @@ impl SqliteStore {
         .bind(tier_s)
         .bind(before_s)
         .bind(i64::from(limit))
-        .execute(&self.rows_writer)
+        .execute(&self.rows(slot).writer)
         .await?;
         Ok(deleted.rows_affected())
     }
@@ -486,8 +540,17 @@ impl Store for SqliteStore {
         self.connect().boxed()
     }
 
-    fn contents(&self) -> StoreFuture<'_, Contents> {
-        let read = self.read_contents();
+    fn served(&self) -> StoreFuture<'_, Slot> {
+        let read = self.read_served();
+        async {
+            read.await
+                .map_err(StoreError::of("read which rows are served"))
+        }
+        .boxed()
+    }
+
+    fn contents(&self, slot: Slot) -> StoreFuture<'_, Contents> {
+        let read = self.read_contents(slot);
         async { read.await.map_err(StoreError::of("read the chains")) }.boxed()
     }
 
@@ -496,8 +559,8 @@ impl Store for SqliteStore {
         async { read.await.map_err(StoreError::of("read the chains")) }.boxed()
     }
 
-    fn checkpoint_state(&self) -> StoreFuture<'_, CheckpointState> {
-        let read = self.read_state();
+    fn checkpoint_state(&self, slot: Slot) -> StoreFuture<'_, CheckpointState> {
+        let read = self.read_state(slot);
         async { read.await.map_err(StoreError::of("read the checkpoint")) }.boxed()
     }
 
@@ -516,8 +579,8 @@ impl Store for SqliteStore {
         async { write.await.map_err(StoreError::of("write a checkpoint")) }.boxed()
     }
 
-    fn trim<'a>(&'a self, positions: &'a BTreeMap<i32, i64>) -> StoreFuture<'a, ()> {
-        let write = self.delete_deltas(positions);
+    fn trim<'a>(&'a self, slot: Slot, positions: &'a BTreeMap<i32, i64>) -> StoreFuture<'a, ()> {
+        let write = self.delete_deltas(slot, positions);
         async { write.await.map_err(StoreError::of("delete deltas")) }.boxed()
     }
 
@@ -530,8 +593,8 @@ impl Store for SqliteStore {
         async { read.await.map_err(StoreError::of("read user pages")) }.boxed()
     }
 
-    fn expire(&self, tier_s: i64, before_s: i64, limit: u32) -> StoreFuture<'_, u64> {
-        let write = self.delete_rows(tier_s, before_s, limit);
+    fn expire(&self, slot: Slot, tier_s: i64, before_s: i64, limit: u32) -> StoreFuture<'_, u64> {
+        let write = self.delete_rows(slot, tier_s, before_s, limit);
         async { write.await.map_err(StoreError::of("delete old buckets")) }.boxed()
     }
 
@@ -540,14 +603,17 @@ impl Store for SqliteStore {
         async { read.await.map_err(StoreError::of("add rows up")) }.boxed()
     }
 
+    fn slots(&self) -> &dyn Slots {
+        self
+    }
+
     fn connections(&self) -> Connections {
-        let pools = [
-            &self.rows_writer,
-            &self.rows_reader,
-            &self.deltas_writer,
-            &self.deltas_reader,
-        ];
-        pools.iter().fold(Connections::default(), |sum, pool| {
+        let rows = self
+            .rows
+            .iter()
+            .flat_map(|file| [&file.writer, &file.reader]);
+        let mut pools = rows.chain([&self.deltas_writer, &self.deltas_reader]);
+        pools.by_ref().fold(Connections::default(), |sum, pool| {
             // The count of idle connections may pass below zero for a moment, and wrap.
             let idle = pool.num_idle().min(pool.size() as usize) as u32;
             Connections {
@@ -559,9 +625,13 @@ impl Store for SqliteStore {
 
     fn close(&self) -> BoxFuture<'_, ()> {
         async {
-            self.rows_reader.close().await;
+            for file in &self.rows {
+                file.reader.close().await;
+            }
             self.deltas_reader.close().await;
-            self.rows_writer.close().await;
+            for file in &self.rows {
+                file.writer.close().await;
+            }
             self.deltas_writer.close().await;
         }
         .boxed()

@@ -11,6 +11,7 @@ use super::{
     Cell, CellValue, ChainRow, Frozen, Key, Keys, Overlay, SeriesId, SourceEnd, UserPage,
     UserPageKey, View,
 };
+use crate::store::Slot;
 
 /// Bounds of the view.
 #[derive(Clone, Copy, Debug)]
@@ -76,6 +77,13 @@ impl Fold {
             loaded: checkpointed.clone(),
             checkpointed,
         }
+    }
+
+    /// The fold over these rows of the store.
+    #[must_use]
+    pub fn over(mut self, slot: Slot) -> Self {
+        self.view.slot = slot;
+        self
     }
 
     /// From now on so many seconds are kept; those that are gone do not come back.
@@ -307,6 +315,7 @@ impl Fold {
             *position = (*position).max(row.delta_position);
         }
         let frozen = Frozen {
+            slot: self.view.slot,
             from: self.view.generation,
             to: next,
             overlay: Arc::new(std::mem::take(&mut self.view.fresh)),

@@ -22,9 +22,13 @@ pub use overlay::{Overlay, UserPage, UserPageKey};
 pub use partition::{ChainRow, Judged, Offered};
 pub use seconds::{Cell, CellRef, Seconds};
 
+use crate::store::Slot;
+
 /// An overlay that a checkpoint is writing.
 #[derive(Clone, Debug)]
 pub struct Frozen {
+    /// The rows that it adds to.
+    pub slot: Slot,
     /// Name of the checkpoint that it adds to.
     pub from: i64,
     /// Name of the checkpoint that it becomes.
@@ -61,6 +65,8 @@ pub struct View {
     pub frozen: Option<Frozen>,
     /// What was applied since the last checkpoint began.
     pub fresh: Overlay,
+    /// The store's rows that the overlays add to.
+    pub slot: Slot,
     /// Name of the store's checkpoint that the overlays add to. Names are drawn at random, so that no two instances
     /// mean different contents by one name.
     pub generation: i64,

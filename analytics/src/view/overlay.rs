@@ -5,7 +5,7 @@ use std::sync::Arc;
 use super::{Cell, Key, Seconds, SeriesId};
 
 /// A user's page and event type.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct UserPageKey {
     /// The user.
     pub user_id: Arc<str>,

@@ -12,7 +12,7 @@ use futures::{FutureExt, future::BoxFuture};
 use streamgauge_analytics::{
     store::{
         Advance, CheckpointState, CheckpointWrite, Connections, Contents, DeltaRow, Scan, Scanned,
-        Store, StoreError, StoreFuture, Sums, SumsOf, Swapped, UserFilter, UserPages,
+    Slot, Slots, Store, StoreError, StoreFuture, Sums, SumsOf, Swapped, UserFilter, UserPages,
     },
     view::ChainRow,
 };
@@ -78,8 +78,10 @@ impl Faulty {
 
     /// Moves the checkpoint without changing a row, as another instance may at any time.
     async fn move_checkpoint(&self) -> Result<(), StoreError> {
-        let state = self.inner.checkpoint_state().await?;
+        let slot = self.inner.served().await?;
+        let state = self.inner.checkpoint_state(slot).await?;
         let write = CheckpointWrite {
+            slot,
             from: state.generation,
             to: self.faults.named.fetch_add(1, SeqCst),
             positions: state.positions,
@@ -108,16 +110,20 @@ impl Store for Faulty {
         self.unless_away(self.inner.migrate())
     }
 
-    fn contents(&self) -> StoreFuture<'_, Contents> {
-        self.unless_away(self.inner.contents())
+    fn served(&self) -> StoreFuture<'_, Slot> {
+        self.unless_away(self.inner.served())
+    }
+
+    fn contents(&self, slot: Slot) -> StoreFuture<'_, Contents> {
+        self.unless_away(self.inner.contents(slot))
     }
 
     fn chains<'a>(&'a self, partitions: &'a [i32]) -> StoreFuture<'a, Vec<ChainRow>> {
         self.unless_away(self.inner.chains(partitions))
     }
 
-    fn checkpoint_state(&self) -> StoreFuture<'_, CheckpointState> {
-        self.unless_away(self.inner.checkpoint_state())
+    fn checkpoint_state(&self, slot: Slot) -> StoreFuture<'_, CheckpointState> {
+        self.unless_away(self.inner.checkpoint_state(slot))
     }
 
     fn deltas(&self, partition: i32, from: i64, limit: u32) -> StoreFuture<'_, Vec<DeltaRow>> {
@@ -145,8 +151,8 @@ impl Store for Faulty {
         })
     }
 
-    fn trim<'a>(&'a self, positions: &'a BTreeMap<i32, i64>) -> StoreFuture<'a, ()> {
-        self.unless_away(self.inner.trim(positions))
+    fn trim<'a>(&'a self, slot: Slot, positions: &'a BTreeMap<i32, i64>) -> StoreFuture<'a, ()> {
+        self.unless_away(self.inner.trim(slot, positions))
     }
 
     fn scan<'a>(&'a self, scan: Scan<'a>) -> StoreFuture<'a, Scanned> {
@@ -165,8 +171,12 @@ impl Store for Faulty {
         self.unless_away(self.inner.user_pages(filter))
     }
 
-    fn expire(&self, tier_s: i64, before_s: i64, limit: u32) -> StoreFuture<'_, u64> {
-        self.unless_away(self.inner.expire(tier_s, before_s, limit))
+    fn expire(&self, slot: Slot, tier_s: i64, before_s: i64, limit: u32) -> StoreFuture<'_, u64> {
+        self.unless_away(self.inner.expire(slot, tier_s, before_s, limit))
+    }
+
+    fn slots(&self) -> &dyn Slots {
+        self.inner.slots()
     }
 
     fn sums<'a>(&'a self, sums: SumsOf<'a>) -> StoreFuture<'a, Sums> {

@@ -11,6 +11,7 @@ pub mod encode;
 pub mod keys;
 pub mod partition;
 pub mod reject;
+pub mod replay;
 pub mod series;
 pub mod strings;
 pub mod validate;

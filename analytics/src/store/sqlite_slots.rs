@@ -1,0 +1,297 @@
+//! What a rebuild does in SQLite. The rows of each set lie in a file of their own; the lock, the pins and the number of
+//! the served set lie with the deltas, so that they move in one transaction.
+
+use std::collections::BTreeMap;
+
+use futures::FutureExt;
+use sqlx::{Sqlite, Transaction, query, query_scalar};
+
+use super::{
+    BucketRow, CheckpointState, Slot, Slots, Snapshot, SqliteStore, StoreError, StoreFuture, rows,
+    sqlite::{begin, existing, state},
+};
+use crate::view::{UserPage, UserPageKey};
+
+const NOW_MS: &str = "CAST(unixepoch('subsec') * 1000 AS INTEGER)";
+/// Keys looked up by one statement; SQLite takes 32,766 values.
+const KEYS_PER_STATEMENT: usize = 250;
+
+/// A statement in which `{now}` stands for the database's clock.
+fn at_now(template: &'static str) -> sqlx::AssertSqlSafe<String> {
+    sqlx::AssertSqlSafe(template.replace("{now}", NOW_MS))
+}
+
+impl SqliteStore {
+    async fn take_lock(&self, owner: i64, lease_ms: i64) -> Result<bool, sqlx::Error> {
+        let mut transaction = begin(&self.deltas_writer).await?;
+        let taken = query(at_now(
+            "INSERT INTO rebuild_lock (one, owner, expires_ms) VALUES (1, $1, {now} + $2) \
+             ON CONFLICT (one) DO UPDATE SET owner = excluded.owner, expires_ms = excluded.expires_ms \
+             WHERE rebuild_lock.expires_ms <= {now}",
+        ))
+        .bind(owner)
+        .bind(lease_ms)
+        .execute(&mut *transaction)
+        .await?;
+        if taken.rows_affected() != 1 {
+            return Ok(false);
+        }
+        query("DELETE FROM delta_pin")
+            .execute(&mut *transaction)
+            .await?;
+        transaction.commit().await?;
+        Ok(true)
+    }
+
+    async fn hold_lock(&self, owner: i64, lease_ms: i64) -> Result<bool, sqlx::Error> {
+        let held = query(at_now(
+            "UPDATE rebuild_lock SET expires_ms = {now} + $2 WHERE owner = $1 AND expires_ms > {now}",
+        ))
+        .bind(owner)
+        .bind(lease_ms)
+        .execute(&self.deltas_writer)
+        .await?;
+        Ok(held.rows_affected() == 1)
+    }
+
+    async fn give_lock_back(&self, owner: i64) -> Result<(), sqlx::Error> {
+        let mut transaction = begin(&self.deltas_writer).await?;
+        let given = query("DELETE FROM rebuild_lock WHERE owner = $1")
+            .bind(owner)
+            .execute(&mut *transaction)
+            .await?;
+        if given.rows_affected() == 1 {
+            query("DELETE FROM delta_pin")
+                .execute(&mut *transaction)
+                .await?;
+        }
+        transaction.commit().await
+    }
+
+    async fn write_pins(
+        &self,
+        owner: i64,
+        positions: &BTreeMap<i32, i64>,
+    ) -> Result<bool, sqlx::Error> {
+        let mut transaction = begin(&self.deltas_writer).await?;
+        if !holds(&mut transaction, owner).await? {
+            return Ok(false);
+        }
+        for (partition, position) in positions {
+            query("INSERT OR REPLACE INTO delta_pin (partition, position) VALUES ($1, $2)")
+                .bind(partition)
+                .bind(position)
+                .execute(&mut *transaction)
+                .await?;
+        }
+        transaction.commit().await?;
+        Ok(true)
+    }
+
+    async fn empty(&self, slot: Slot, name: i64) -> Result<(), sqlx::Error> {
+        let mut transaction = begin(&self.rows(slot).writer).await?;
+        for sql in [
+            "DELETE FROM bucket",
+            "DELETE FROM user_page",
+            "DELETE FROM series",
+            "DELETE FROM checkpoint_position",
+        ] {
+            query(sql).execute(&mut *transaction).await?;
+        }
+        query("UPDATE checkpoint SET generation = $1")
+            .bind(name)
+            .execute(&mut *transaction)
+            .await?;
+        transaction.commit().await
+    }
+
+    async fn move_served(&self, owner: i64, to: Slot) -> Result<bool, sqlx::Error> {
+        let mut transaction = begin(&self.deltas_writer).await?;
+        if !holds(&mut transaction, owner).await? {
+            return Ok(false);
+        }
+        query("UPDATE served SET slot = $1")
+            .bind(to.number())
+            .execute(&mut *transaction)
+            .await?;
+        for sql in ["DELETE FROM delta_pin", "DELETE FROM rebuild_lock"] {
+            query(sql).execute(&mut *transaction).await?;
+        }
+        transaction.commit().await?;
+        Ok(true)
+    }
+
+    async fn open_snapshot(&self, slot: Slot) -> Result<SqliteSnapshot, sqlx::Error> {
+        let mut transaction = self.rows(slot).reader.begin().await?;
+        // The first read fixes the moment.
+        let state = state(&mut transaction).await?;
+        Ok(SqliteSnapshot { transaction, state })
+    }
+}
+
+async fn holds(
+    transaction: &mut Transaction<'static, Sqlite>,
+    owner: i64,
+) -> Result<bool, sqlx::Error> {
+    let held: Option<i64> = query_scalar(at_now(
+        "SELECT owner FROM rebuild_lock WHERE owner = $1 AND expires_ms > {now}",
+    ))
+    .bind(owner)
+    .fetch_optional(&mut **transaction)
+    .await?;
+    Ok(held.is_some())
+}
+
+impl Slots for SqliteStore {
+    fn lock(&self, owner: i64, lease_ms: i64) -> StoreFuture<'_, bool> {
+        let lock = self.take_lock(owner, lease_ms);
+        async { lock.await.map_err(StoreError::of("lock the rebuild")) }.boxed()
+    }
+
+    fn renew(&self, owner: i64, lease_ms: i64) -> StoreFuture<'_, bool> {
+        let renew = self.hold_lock(owner, lease_ms);
+        async { renew.await.map_err(StoreError::of("hold the lock")) }.boxed()
+    }
+
+    fn unlock(&self, owner: i64) -> StoreFuture<'_, ()> {
+        let unlock = self.give_lock_back(owner);
+        async { unlock.await.map_err(StoreError::of("unlock the rebuild")) }.boxed()
+    }
+
+    fn pin<'a>(&'a self, owner: i64, positions: &'a BTreeMap<i32, i64>) -> StoreFuture<'a, bool> {
+        let pin = self.write_pins(owner, positions);
+        async { pin.await.map_err(StoreError::of("pin deltas")) }.boxed()
+    }
+
+    fn wipe(&self, slot: Slot, name: i64) -> StoreFuture<'_, ()> {
+        let wipe = self.empty(slot, name);
+        async { wipe.await.map_err(StoreError::of("empty rows")) }.boxed()
+    }
+
+    fn swap(&self, owner: i64, to: Slot) -> StoreFuture<'_, bool> {
+        let swap = self.move_served(owner, to);
+        async { swap.await.map_err(StoreError::of("swap the rows")) }.boxed()
+    }
+
+    fn snapshot(&self, slot: Slot) -> StoreFuture<'_, Box<dyn Snapshot>> {
+        let open = self.open_snapshot(slot);
+        async {
+            let opened = open.await.map_err(StoreError::of("open a snapshot"))?;
+            Ok(Box::new(opened) as Box<dyn Snapshot>)
+        }
+        .boxed()
+    }
+}
+
+struct SqliteSnapshot {
+    transaction: Transaction<'static, Sqlite>,
+    state: CheckpointState,
+}
+
+impl SqliteSnapshot {
+    async fn read_buckets(
+        &mut self,
+        after: Option<&BucketRow>,
+        limit: u32,
+    ) -> Result<Vec<BucketRow>, sqlx::Error> {
+        let (tier_s, bucket_s) = after.map_or((0, 0), |row| (row.tier_s, row.bucket_s));
+        let (series, key) = after.map_or(("", ""), |row| (&row.series, &row.key));
+        let found = query(
+            "SELECT * FROM bucket WHERE (tier_s, series, bucket_s, key) > ($1, $2, $3, $4) \
+             ORDER BY tier_s, series, bucket_s, key LIMIT $5",
+        )
+        .bind(tier_s)
+        .bind(series)
+        .bind(bucket_s)
+        .bind(key)
+        .bind(i64::from(limit))
+        .fetch_all(&mut *self.transaction)
+        .await?;
+        found.iter().map(rows::bucket).collect()
+    }
+
+    async fn find_buckets(&mut self, wanted: &[BucketRow]) -> Result<Vec<BucketRow>, sqlx::Error> {
+        let mut found = Vec::new();
+        for chunk in wanted.chunks(KEYS_PER_STATEMENT) {
+            found.extend(existing(&mut self.transaction, chunk).await?);
+        }
+        Ok(found.into_iter().map(rows::keyed).collect())
+    }
+
+    async fn read_users(
+        &mut self,
+        after: Option<&UserPage>,
+        limit: u32,
+    ) -> Result<Vec<UserPage>, sqlx::Error> {
+        let key = after.map(|page| &page.key);
+        let text = |of: fn(&UserPageKey) -> &str| key.map_or("", of);
+        let found = query(
+            "SELECT * FROM user_page WHERE (user_id, page_url, event_type) > ($1, $2, $3) \
+             ORDER BY user_id, page_url, event_type LIMIT $4",
+        )
+        .bind(text(|key| &key.user_id))
+        .bind(text(|key| &key.page_url))
+        .bind(text(|key| &key.event_type))
+        .bind(i64::from(limit))
+        .fetch_all(&mut *self.transaction)
+        .await?;
+        found.iter().map(rows::user_page).collect()
+    }
+
+    async fn find_users(&mut self, wanted: &[UserPage]) -> Result<Vec<UserPage>, sqlx::Error> {
+        let mut pages = Vec::new();
+        for chunk in wanted.chunks(KEYS_PER_STATEMENT) {
+            let mut sql = sqlx::QueryBuilder::<Sqlite>::new(
+                "WITH wanted(user_id, page_url, event_type) AS (",
+            );
+            sql.push_values(chunk, |mut row, page| {
+                row.push_bind(&*page.key.user_id)
+                    .push_bind(&*page.key.page_url)
+                    .push_bind(&*page.key.event_type);
+            });
+            sql.push(
+                ") SELECT u.* FROM wanted AS w CROSS JOIN user_page AS u ON u.user_id = w.user_id \
+                 AND u.page_url = w.page_url AND u.event_type = w.event_type",
+            );
+            let found = sql.build().fetch_all(&mut *self.transaction).await?;
+            for row in &found {
+                pages.push(rows::user_page(row)?);
+            }
+        }
+        Ok(pages)
+    }
+}
+
+impl Snapshot for SqliteSnapshot {
+    fn state(&self) -> &CheckpointState {
+        &self.state
+    }
+
+    fn buckets<'a>(
+        &'a mut self,
+        after: Option<&'a BucketRow>,
+        limit: u32,
+    ) -> StoreFuture<'a, Vec<BucketRow>> {
+        let read = self.read_buckets(after, limit);
+        async { read.await.map_err(StoreError::of("compare buckets")) }.boxed()
+    }
+
+    fn buckets_like<'a>(&'a mut self, wanted: &'a [BucketRow]) -> StoreFuture<'a, Vec<BucketRow>> {
+        let read = self.find_buckets(wanted);
+        async { read.await.map_err(StoreError::of("compare buckets")) }.boxed()
+    }
+
+    fn users<'a>(
+        &'a mut self,
+        after: Option<&'a UserPage>,
+        limit: u32,
+    ) -> StoreFuture<'a, Vec<UserPage>> {
+        let read = self.read_users(after, limit);
+        async { read.await.map_err(StoreError::of("compare user pages")) }.boxed()
+    }
+
+    fn users_like<'a>(&'a mut self, pages: &'a [UserPage]) -> StoreFuture<'a, Vec<UserPage>> {
+        let read = self.find_users(pages);
+        async { read.await.map_err(StoreError::of("compare user pages")) }.boxed()
+    }
+}
