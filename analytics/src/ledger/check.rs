@@ -15,7 +15,7 @@ use crate::{
     config::Config,
     metrics::AnalyticsMetrics,
     service::SharedView,
-    store::{Segment, Store, StoreError, Sums, Slot, SumsOf, TIERS_S},
+    store::{Segment, Slot, Store, StoreError, Sums, SumsOf, TIERS_S},
     view::{ChainRow, View},
 };
 
@@ -166,7 +166,10 @@ impl Checker {
         let plan = Plan::new(&self.config.retention.floors(now_s), now_s);
         for _ in 0..self.config.query.attempts_max.max(1) {
             let asked = SumsOf {
-                slot: self.view.load_full().map_or(Slot::default(), |view| view.slot),
+                slot: self
+                    .view
+                    .load_full()
+                    .map_or(Slot::default(), |view| view.slot),
                 series: ALL,
                 segments: &plan.segments,
             };

@@ -113,6 +113,7 @@ impl StoreError {
             Self::Migrate(_)
             | Self::Resting { .. }
             | Self::Moved
+            | Self::Swapped
             | Self::Url(_)
             | Self::TooManyRows(_) => false,
         }

@@ -13,8 +13,8 @@ use sqlx::{
 
 use super::{
     Advance, BucketRow, CheckpointState, CheckpointWrite, Connections, Contents, DeltaRow, Scan,
-    Scanned, Slot, Slots, Store, StoreError, StoreFuture, Sums, SumsOf, Swapped, UserFilter, UserPageRow,
-    UserPages, rows, schema,
+    Scanned, Slot, Slots, Store, StoreError, StoreFuture, Sums, SumsOf, Swapped, UserFilter,
+    UserPageRow, UserPages, rows, schema,
 };
 use crate::view::{CellValue, ChainRow, UserPage};
 

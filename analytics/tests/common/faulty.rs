@@ -12,7 +12,7 @@ use futures::{FutureExt, future::BoxFuture};
 use streamgauge_analytics::{
     store::{
         Advance, CheckpointState, CheckpointWrite, Connections, Contents, DeltaRow, Scan, Scanned,
-    Slot, Slots, Store, StoreError, StoreFuture, Sums, SumsOf, Swapped, UserFilter, UserPages,
+        Slot, Slots, Store, StoreError, StoreFuture, Sums, SumsOf, Swapped, UserFilter, UserPages,
     },
     view::ChainRow,
 };

@@ -14,11 +14,11 @@ use std::time::{Duration, Instant as Stopwatch};
 
 use futures::{Stream, StreamExt};
 use streamgauge_lifecycle::{GrpcOps, Health, Shutdown, grpc_incoming};
-use streamgauge_proto::v1::producer_ledger_server::{
-    ProducerLedgerServer, SERVICE_NAME as LEDGER_NAME,
-};
 use streamgauge_proto::v1::producer_control_server::{
     ProducerControlServer, SERVICE_NAME as CONTROL_NAME,
+};
+use streamgauge_proto::v1::producer_ledger_server::{
+    ProducerLedgerServer, SERVICE_NAME as LEDGER_NAME,
 };
 use streamgauge_proto::v1::submission_server::{
     SERVICE_NAME, Submission as SubmissionRpc, SubmissionServer,

@@ -15,7 +15,8 @@ use futures::{FutureExt, future::BoxFuture};
 use streamgauge_analytics::{
     store::{
         Advance, CheckpointState, CheckpointWrite, Connections, Contents, DeltaRow, Scan, Scanned,
-        Store, StoreError, StoreFuture, Swapped, UserFilter, UserPages,
+        Slot, Slots, Snapshot, Store, StoreError, StoreFuture, Sums, SumsOf, Swapped, UserFilter,
+        UserPages,
     },
     view::{CellValue, ChainRow},
 };
@@ -241,12 +242,52 @@ async fn pause() {
     .await;
 }
 
+/// What no simulated instance asks for.
+fn never<'a, T: Send + 'a>(op: &'static str) -> StoreFuture<'a, T> {
+    async move { Err(in_doubt(op)) }.boxed()
+}
+
+/// There is no rebuild here, and one set of rows.
+impl Slots for ModelStore {
+    fn lock(&self, _owner: i64, _lease_ms: i64) -> StoreFuture<'_, bool> {
+        never("lock")
+    }
+
+    fn renew(&self, _owner: i64, _lease_ms: i64) -> StoreFuture<'_, bool> {
+        never("renew")
+    }
+
+    fn unlock(&self, _owner: i64) -> StoreFuture<'_, ()> {
+        never("unlock")
+    }
+
+    fn pin<'a>(&'a self, _owner: i64, _positions: &'a BTreeMap<i32, i64>) -> StoreFuture<'a, bool> {
+        never("pin")
+    }
+
+    fn wipe(&self, _slot: Slot, _name: i64) -> StoreFuture<'_, ()> {
+        never("wipe")
+    }
+
+    fn swap(&self, _owner: i64, _to: Slot) -> StoreFuture<'_, bool> {
+        never("swap")
+    }
+
+    fn snapshot(&self, _slot: Slot) -> StoreFuture<'_, Box<dyn Snapshot>> {
+        never("snapshot")
+    }
+}
+
 impl Store for ModelStore {
     fn migrate(&self) -> StoreFuture<'_, ()> {
         async { Ok(()) }.boxed()
     }
 
-    fn contents(&self) -> StoreFuture<'_, Contents> {
+    fn served(&self) -> StoreFuture<'_, Slot> {
+        self.read(|_| Slot::First).boxed()
+    }
+
+    fn contents(&self, _slot: Slot) -> StoreFuture<'_, Contents> {
         let read = |contained: &Contained| Contents {
             chains: contained.chain.into_iter().collect(),
             series: contained.series.iter().cloned().collect(),
@@ -259,7 +300,7 @@ impl Store for ModelStore {
             .boxed()
     }
 
-    fn checkpoint_state(&self) -> StoreFuture<'_, CheckpointState> {
+    fn checkpoint_state(&self, _slot: Slot) -> StoreFuture<'_, CheckpointState> {
         let read = |contained: &Contained| CheckpointState {
             generation: contained.generation,
             positions: BTreeMap::from([(0, contained.position)]),
@@ -289,7 +330,7 @@ impl Store for ModelStore {
             .boxed()
     }
 
-    fn trim<'a>(&'a self, positions: &'a BTreeMap<i32, i64>) -> StoreFuture<'a, ()> {
+    fn trim<'a>(&'a self, _slot: Slot, positions: &'a BTreeMap<i32, i64>) -> StoreFuture<'a, ()> {
         async move {
             pause().await;
             let mut contained = self.lock();
@@ -331,8 +372,22 @@ impl Store for ModelStore {
         self.read(read).boxed()
     }
 
-    fn expire(&self, _tier_s: i64, _before_s: i64, _limit: u32) -> StoreFuture<'_, u64> {
+    fn expire(
+        &self,
+        _slot: Slot,
+        _tier_s: i64,
+        _before_s: i64,
+        _limit: u32,
+    ) -> StoreFuture<'_, u64> {
         async { Ok(0) }.boxed()
+    }
+
+    fn slots(&self) -> &dyn Slots {
+        self
+    }
+
+    fn sums<'a>(&'a self, _sums: SumsOf<'a>) -> StoreFuture<'a, Sums> {
+        never("sums")
     }
 
     fn connections(&self) -> Connections {
