@@ -10,9 +10,10 @@
 //!
 //! Three things are other than in Gradient2. The baseline only rises on work that met a nearly idle service (no more
 //! than the least limit beside it), so that a long overload is never learned as normal. Work of different sizes has
-//! baselines of its own, so that a change from single events to large batches is no overload. And only work that began
-//! after the last change counts for the next one, as TCP halves its window once per round trip, so that a queue that
-//! is draining already does not cut the limit again.
+//! baselines of its own, so that a change from single events to large batches is no overload. And work that began before
+//! the last change, and so tells of an earlier limit, never raises the limit, and lowers it no further than to what
+//! gets done in the accepted time (Little's law): a queue that is draining already does not cut the limit again and
+//! again, and yet one that takes seconds to drain does not put off the first cuts for as long.
 
 use std::time::Duration;
 
@@ -76,6 +77,8 @@ pub struct Sample {
     pub units: u32,
     /// What was in flight beside it when it began.
     pub beside_units: u32,
+    /// What is in flight beside it now that it is done.
+    pub left_units: u32,
     /// It was lost for want of room, such as by a time-out.
     pub lost: bool,
 }
@@ -111,7 +114,15 @@ impl Size {
         self.seconds / f64::from(self.samples.max(1))
     }
 
-    /// Ends the window: the baseline learns from it, and what was measured is gone.
+    /// Forgets what was measured, but not the baseline.
+    fn clear(&mut self) {
+        *self = Self {
+            baseline: self.baseline,
+            ..Self::default()
+        };
+    }
+
+    /// The baseline learns from what was measured.
     fn learn(&mut self, may_guess: bool) {
         if self.samples == 0 {
             return;
@@ -130,11 +141,27 @@ impl Size {
                 Some(baseline + BASELINE_DOWN * (least - baseline))
             }
         };
-        *self = Self {
-            baseline: self.baseline,
-            ..Self::default()
-        };
     }
+}
+
+/// What is measured between two changes, beside the latencies.
+#[derive(Clone, Copy, Debug, Default)]
+struct Window {
+    begun: Option<Duration>,
+    samples: u32,
+    lost: u32,
+    done_units: u64,
+    busiest_units: u32,
+    /// All of it began before the last change.
+    stale: bool,
+}
+
+/// What a window says.
+struct Reading {
+    /// The accepted latency over the measured one; one at most.
+    gradient: f64,
+    /// Seconds.
+    accepted: f64,
 }
 
 /// The limit and all that it is found from.
@@ -143,10 +170,7 @@ pub struct ConcurrencyLimit {
     config: ConcurrencyConfig,
     limit: f64,
     sizes: [Size; SIZES],
-    window_begun: Option<Duration>,
-    samples: u32,
-    lost: u32,
-    busiest_units: u32,
+    window: Window,
     changed_at: Duration,
 }
 
@@ -156,10 +180,7 @@ impl ConcurrencyLimit {
             limit: f64::from(config.units_max),
             config: config.clone(),
             sizes: [Size::default(); SIZES],
-            window_begun: None,
-            samples: 0,
-            lost: 0,
-            busiest_units: 0,
+            window: Window::default(),
             changed_at: Duration::ZERO,
         }
     }
@@ -172,72 +193,108 @@ impl ConcurrencyLimit {
     /// Takes a measurement and says what the limit is now.
     pub fn observe(&mut self, sample: Sample) -> u32 {
         let begun = sample.now.saturating_sub(sample.latency);
-        if begun < self.changed_at {
-            return self.limit();
+        let stale = begun < self.changed_at;
+        if self.window.samples > 0 && self.window.stale != stale {
+            if stale {
+                return self.limit();
+            }
+            // What began under the limit that holds tells more.
+            self.open(sample.now);
         }
-        let window_begun = *self.window_begun.get_or_insert(begun);
-        self.samples += 1;
-        self.busiest_units = self
-            .busiest_units
-            .max(sample.beside_units.saturating_add(sample.units));
-        if sample.lost {
-            self.lost += 1;
-        } else {
-            let quiet = sample.beside_units <= self.config.units_min;
-            self.sizes[size(sample.units)].add(sample.latency.as_secs_f64(), quiet);
-        }
+        let window_begun = *self.window.begun.get_or_insert(begun);
+        self.add(sample, stale);
         let elapsed = sample.now.saturating_sub(window_begun);
-        let window = Duration::from_millis(self.config.window_ms);
-        if elapsed >= window && self.samples >= self.config.window_samples_min {
-            self.close(sample.now);
+        let due = Duration::from_millis(self.config.window_ms);
+        if elapsed >= due && self.window.samples >= self.config.window_samples_min {
+            self.close(sample.now, elapsed);
         }
         self.limit()
     }
 
+    fn open(&mut self, now: Duration) {
+        self.sizes.iter_mut().for_each(Size::clear);
+        self.window = Window {
+            begun: Some(now),
+            ..Window::default()
+        };
+    }
+
+    fn add(&mut self, sample: Sample, stale: bool) {
+        let window = &mut self.window;
+        window.stale = stale;
+        window.samples += 1;
+        window.busiest_units = window.busiest_units.max(
+            sample
+                .beside_units
+                .max(sample.left_units)
+                .saturating_add(sample.units),
+        );
+        if sample.lost {
+            window.lost += 1;
+            return;
+        }
+        window.done_units += u64::from(sample.units);
+        let quiet = sample.beside_units <= self.config.units_min;
+        self.sizes[size(sample.units)].add(sample.latency.as_secs_f64(), quiet);
+    }
+
     /// Ends the window and sets the limit by it.
-    fn close(&mut self, now: Duration) {
-        let gradient = self.gradient();
-        let known = self.sizes.iter().any(|size| size.baseline.is_some());
-        for size in &mut self.sizes {
-            size.learn(!known);
+    fn close(&mut self, now: Duration, elapsed: Duration) {
+        let window = self.window;
+        let Reading { gradient, accepted } = self.reading();
+        if !window.stale {
+            let known = self.sizes.iter().any(|size| size.baseline.is_some());
+            for size in &mut self.sizes {
+                size.learn(!known);
+            }
         }
         let before = self.limit();
         // A limit that is not reached is not what latency depends on.
-        if f64::from(self.busiest_units) >= self.limit / 2.0 {
-            let factor = if gradient < 1.0 { gradient } else { GROWTH };
-            self.limit = (self.limit * factor)
+        if f64::from(window.busiest_units) >= self.limit / 2.0 {
+            if gradient < 1.0 {
+                let done_in_time = window.done_units as f64 / elapsed.as_secs_f64() * accepted;
+                let lower = (self.limit * gradient).max(done_in_time);
+                self.limit = self.limit.min(lower);
+            } else if !window.stale {
+                self.limit *= GROWTH;
+            }
+            self.limit = self
+                .limit
                 .min(f64::from(self.config.units_max))
                 .max(f64::from(self.config.units_min));
         }
         if self.limit() != before {
             self.changed_at = now;
         }
-        self.window_begun = Some(now);
-        (self.samples, self.lost, self.busiest_units) = (0, 0, 0);
+        self.open(now);
     }
 
-    /// The accepted latency over the measured one, over all sizes of which a baseline is known; one at most.
-    fn gradient(&self) -> f64 {
+    /// Goes over all sizes of which a baseline is known, by how often they were seen.
+    fn reading(&self) -> Reading {
         let floor = self.config.latency_floor_ms as f64 / 1_000.0;
-        let (mut sum, mut samples) = (0.0, 0);
+        let (mut gradients, mut accepted, mut samples) = (0.0, 0.0, 0);
         for size in &self.sizes {
             let (Some(baseline), 1..) = (size.baseline, size.samples) else {
                 continue;
             };
-            let accepted = (baseline * self.config.latency_tolerance).max(floor);
-            let gradient = (accepted / size.average().max(f64::EPSILON)).clamp(GRADIENT_MIN, 1.0);
-            sum += gradient * f64::from(size.samples);
+            let latency = (baseline * self.config.latency_tolerance).max(floor);
+            let gradient = (latency / size.average().max(f64::EPSILON)).clamp(GRADIENT_MIN, 1.0);
+            gradients += gradient * f64::from(size.samples);
+            accepted += latency * f64::from(size.samples);
             samples += size.samples;
         }
-        let gradient = if samples == 0 {
-            1.0
-        } else {
-            sum / f64::from(samples)
+        let share = |sum: f64, none: f64| match samples {
+            0 => none,
+            samples => sum / f64::from(samples),
         };
-        if self.lost > 0 {
-            gradient.min(LOSS_GRADIENT)
-        } else {
-            gradient
+        let gradient = share(gradients, 1.0);
+        Reading {
+            gradient: if self.window.lost > 0 {
+                gradient.min(LOSS_GRADIENT)
+            } else {
+                gradient
+            },
+            accepted: share(accepted, 0.0),
         }
     }
 }

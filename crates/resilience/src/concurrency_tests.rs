@@ -125,6 +125,7 @@ impl World {
             latency: Duration::from_nanos(done_ns - job.begun_ns),
             units: job.units,
             beside_units: job.beside,
+            left_units: self.in_flight,
             lost: false,
         });
         job
@@ -246,7 +247,8 @@ fn a_service_that_loses_and_regains_its_capacity_is_followed() {
     let mut world = World::new(&small(), Service::new(WORKERS, always_10_ms));
     assert_eq!(world.open_loop(1_500.0, 20).refused, 0);
     world.service.workers = 2;
-    world.open_loop(1_500.0, 20);
+    // What was let in before the limit came down is done first.
+    world.open_loop(1_500.0, 40);
     let mut slow = world.open_loop(1_500.0, 20);
     assert!(slow.refused > 20_000, "{}", slow.refused);
     assert!(
@@ -290,10 +292,44 @@ fn clients_at_full_speed_are_left_alone() {
 
 #[test]
 fn a_change_of_sizes_is_no_overload() {
-    let mut world = World::new(&ConcurrencyConfig::default(), Service::new(1, pipe));
-    for (clients, units) in [(4, 13), (4, 10_012), (4, 112), (2, 32_000), (4, 13)] {
-        assert_eq!(world.closed_loop(clients, units, 10).refused, 0);
+    let config = ConcurrencyConfig {
+        units_min: 50,
+        units_max: 3_000,
+        latency_floor_ms: 1,
+        ..ConcurrencyConfig::default()
+    };
+    // A worker for everybody: larger work takes longer, and nobody waits.
+    let mut world = World::new(
+        &config,
+        Service::new(1_000, |units, _| u64::from(units) * 50_000),
+    );
+    for (clients, units) in [(200, 13), (20, 112), (200, 13), (2, 1_012), (20, 112)] {
+        assert_eq!(world.closed_loop(clients, units, 3).refused, 0);
+        assert_eq!(world.limit.limit(), 3_000);
     }
+}
+
+#[test]
+fn a_queue_that_takes_seconds_to_drain_does_not_put_off_the_cut() {
+    let mut world = World::new(&small(), Service::new(WORKERS, always_10_ms));
+    world.open_loop(CAPACITY / 10.0, 5);
+    // 5,000 are let in at once, two and a half seconds of work.
+    let mut seen = Seen::default();
+    for _ in 0..6_000 {
+        world.offer(0, 1, &mut seen);
+    }
+    assert!((1_000..1_100).contains(&seen.refused));
+    while world.in_flight > 3_000 {
+        world.finish(&mut seen);
+    }
+    assert!(world.limit.limit() < 100, "{}", world.limit.limit());
+    while world.in_flight > 0 {
+        world.finish(&mut seen);
+    }
+    assert!(
+        world.limit.limit() >= 20,
+        "not below what gets done in time"
+    );
 }
 
 #[test]
@@ -304,6 +340,7 @@ fn lost_work_lowers_the_limit_however_quick_the_rest_is() {
         latency: millis(1),
         units: 1,
         beside_units: 4_999,
+        left_units: 0,
         lost,
     };
     for n in 0..100 {
@@ -318,16 +355,19 @@ fn lost_work_lowers_the_limit_however_quick_the_rest_is() {
 prop_compose! {
     fn samples()(
         steps in prop::collection::vec(
-            (0u64..50, 0u64..2_000, 1u32..40_000, 0u32..200_000, prop::bool::weighted(0.05)),
+            (
+                (0u64..50, 0u64..2_000, 1u32..40_000),
+                (0u32..200_000, 0u32..200_000, prop::bool::weighted(0.05)),
+            ),
             1..400,
         )
     ) -> Vec<Sample> {
         let mut now = Duration::from_secs(10);
         steps
             .into_iter()
-            .map(|(pause, latency, units, beside_units, lost)| {
+            .map(|((pause, latency, units), (beside_units, left_units, lost))| {
                 now += millis(pause);
-                Sample { now, latency: millis(latency), units, beside_units, lost }
+                Sample { now, latency: millis(latency), units, beside_units, left_units, lost }
             })
             .collect()
     }
@@ -352,7 +392,7 @@ proptest! {
     fn what_is_quick_enough_never_lowers_it(samples in samples()) {
         let mut limit = ConcurrencyLimit::new(&ConcurrencyConfig::default());
         for sample in samples {
-            let latency = sample.latency.min(millis(50));
+            let latency = sample.latency.min(millis(49));
             let after = limit.observe(Sample { latency, lost: false, ..sample });
             prop_assert_eq!(after, 65_536);
         }
@@ -363,7 +403,8 @@ proptest! {
         let mut limit = ConcurrencyLimit::new(&ConcurrencyConfig::default());
         for sample in samples {
             let (units, beside_units) = (sample.units.min(1_000), sample.beside_units % 30_000);
-            let after = limit.observe(Sample { units, beside_units, ..sample });
+            let left_units = sample.left_units % 30_000;
+            let after = limit.observe(Sample { units, beside_units, left_units, ..sample });
             prop_assert_eq!(after, 65_536);
         }
     }

@@ -195,6 +195,9 @@ impl<K: Hash + Eq + Clone, C: Clock + Clone> Table<K, C> {
             };
             if let (Some(before), Some(after)) = (old.tier(key), self.tier(key)) {
                 let missing = before.missing(full_in).min(after.burst.get());
+                if missing == 0 {
+                    return;
+                }
                 let full_at = Nanos::from(now) + after.unit * u64::from(missing);
                 self.buckets.put(key, full_at);
             }

@@ -170,8 +170,8 @@ fn without_a_limit_everything_passes() {
 
 #[test]
 fn made_up_keys_stay_within_the_bound_while_known_ones_are_served() {
-    let limiter = RateLimiter::new(&rate(1, 5).into(), 100);
-    assert_eq!(limiter.take(&"honest".to_owned(), 2), Ok(()));
+    let limiter = RateLimiter::new(&rate(1, 1_000).into(), 100);
+    assert_eq!(limiter.take(&"honest".to_owned(), 900), Ok(()));
     std::thread::scope(|scope| {
         for thread in 0..4 {
             let limiter = &limiter;
@@ -187,8 +187,11 @@ fn made_up_keys_stay_within_the_bound_while_known_ones_are_served() {
     });
     assert!(limiter.keys() <= 100);
     let left = limiter.allowance(&"honest".to_owned()).unwrap();
-    assert!(left.available >= 3, "its own allowance, not the shared one");
-    assert_eq!(limiter.take(&"honest".to_owned(), 3), Ok(()));
+    assert!(
+        (100..200).contains(&left.available),
+        "its own allowance, not the shared one"
+    );
+    assert_eq!(limiter.take(&"honest".to_owned(), 100), Ok(()));
 }
 
 proptest! {

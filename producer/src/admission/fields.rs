@@ -23,8 +23,8 @@ pub struct Fields {
 }
 
 impl Fields {
-    pub const POLICY: &str = "ratelimit-policy";
-    pub const LIMIT: &str = "ratelimit";
+    pub const POLICY: &'static str = "ratelimit-policy";
+    pub const LIMIT: &'static str = "ratelimit";
 
     /// None for a client without limits.
     pub fn new(

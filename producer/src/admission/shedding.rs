@@ -150,6 +150,12 @@ impl Shedding {
         Ok(ticket)
     }
 
+    /// What is in flight apart from so many units of it.
+    fn in_flight_beside(&self, units: u32) -> u32 {
+        let in_flight = self.in_flight.load(Ordering::Relaxed);
+        u32::try_from(in_flight.saturating_sub(units as usize)).unwrap_or(u32::MAX)
+    }
+
     /// An empty queue takes anything: the bound must not shut out what is larger than itself.
     fn queue_is_full(&self, events: usize, now: Duration) -> bool {
         let depth = self.queue_depth(now);
@@ -196,6 +202,7 @@ impl Ticket {
             latency: latency.saturating_sub(shedding.linger),
             units: self.units,
             beside_units: self.beside_units,
+            left_units: shedding.in_flight_beside(self.units),
             lost: ending == Ending::Lost,
         };
         let mut core = shedding.core.lock();
@@ -305,7 +312,7 @@ mod tests {
             }
         };
         for _ in 0..50 {
-            round(22);
+            round(21);
         }
         assert_eq!(shedding.limit.load(Ordering::Relaxed), 100);
         for _ in 0..10 {
@@ -316,7 +323,7 @@ mod tests {
         let text = metrics.encode();
         assert!(text.contains(&format!("\nadmission_limit {limit}\n")));
         assert!(text.contains("\nadmission_in_flight 0\n"));
-        for _ in 0..200 {
+        for _ in 0..1_000 {
             round(5);
         }
         assert!(shedding.limit.load(Ordering::Relaxed) >= 95);
