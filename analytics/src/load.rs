@@ -37,7 +37,11 @@ pub async fn load(store: &Arc<dyn Store>, config: &Config, now_s: i64) -> Result
         };
         let fold = Fold::new(limits, now_s, state.generation, state.positions.clone()).over(slot);
         match attempt(store, config, fold, now_s, &state).await {
-            Ok(mut fold) if store.checkpoint_state(slot).await? == state => {
+            // Rows that are no longer served may have lost the deltas that complete them.
+            Ok(mut fold)
+                if store.checkpoint_state(slot).await? == state
+                    && store.served().await? == slot =>
+            {
                 fold.keep_recent_s(i64::from(config.view.recent_seconds));
                 return Ok(fold);
             }

@@ -221,7 +221,15 @@ fn errors_are_json_where_json_is_asked_for() {
 #[test]
 fn settings_that_are_shown_can_be_read_again() {
     let folder = tempfile::tempdir().expect("a folder");
-    for service in ["up", "producer", "consumer", "analytics", "broker", "audit"] {
+    for service in [
+        "up",
+        "producer",
+        "consumer",
+        "analytics",
+        "broker",
+        "audit",
+        "rebuild",
+    ] {
         let shown = run(&["config", "show", service]).exits(0).out;
         let path = folder.path().join(format!("{service}.toml"));
         fs::write(&path, &shown).expect("written");

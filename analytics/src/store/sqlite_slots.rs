@@ -106,6 +106,10 @@ impl SqliteStore {
     }
 
     async fn move_served(&self, owner: i64, to: Slot) -> Result<bool, sqlx::Error> {
+        // What is served must survive whatever the number that says so survives.
+        query("PRAGMA wal_checkpoint(FULL)")
+            .fetch_all(&self.rows(to).writer)
+            .await?;
         let mut transaction = begin(&self.deltas_writer).await?;
         if !holds(&mut transaction, owner).await? {
             return Ok(false);

@@ -81,6 +81,10 @@ impl Failure {
             Self::Log(KafkaError::UnknownTopic(topic)) => {
                 CliError::usage(format!("topic {topic} does not exist at {brokers}"))
             }
+            Self::Log(error @ KafkaError::PartitionMismatch { .. }) => {
+                CliError::usage(error.to_string())
+            }
+            Self::Log(error @ KafkaError::Config { .. }) => CliError::Settings(Box::new(error)),
             Self::Log(error) => CliError::unreachable("the log", brokers, error),
             Self::Store(RebuildError::Store(error)) => store_failed(error),
             Self::Output(error) => error,

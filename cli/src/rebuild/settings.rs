@@ -113,6 +113,9 @@ impl SystemConfig {
         if args.endpoints.brokers.is_some() || args.endpoints.endpoints.is_some() {
             system.use_log(args.endpoints.resolve()?.brokers);
         }
+        // Both sets of rows are read at once.
+        let readers = &mut system.analytics.store.connections_max;
+        *readers = (*readers).max(2);
         system.consumer.check().map_err(wrong)?;
         system.check_store()?;
         Ok(system)

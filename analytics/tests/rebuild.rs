@@ -1,0 +1,311 @@
+//! Rows made anew beside those that are served: equal when nothing is wrong, different where something is, swapped in
+//! without a gap, and harmless when they are given up. Each test runs against SQLite, and against PostgreSQL where there
+//! is one.
+
+mod common;
+
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
+
+use common::*;
+use streamgauge_analytics::{
+    Config,
+    checkpoint::{Checkpointed, random_name},
+    rebuild::{Bounds, Comparison, Generation, RebuildError, Where},
+    store::{BucketRow, CheckpointWrite, Durability, Slot, SqliteStore, Store, Swapped},
+    view::{CellValue, ChainRow},
+};
+use streamgauge_chain::delta;
+
+const BOUNDS: Bounds = Bounds {
+    // Less than there are rows, so that pages follow each other.
+    page_rows: 37,
+    listed_max: 10,
+};
+
+fn some_events(n: i64) -> Vec<Event> {
+    let value = |user: u32| user.is_multiple_of(3).then_some(f64::from(user) / 7.0);
+    (0..60u32)
+        .map(|user| {
+            event(
+                NOW_S - 3_000 + n * 200 + i64::from(user),
+                user % 17,
+                user % 5,
+                value(user),
+            )
+        })
+        .collect()
+}
+
+fn log_of(batches: i64) -> Log {
+    let mut log = Log::default();
+    (0..batches).for_each(|n| log.push(&some_events(n)));
+    log
+}
+
+async fn begin(store: &Arc<dyn Store>) -> Generation {
+    let clock = Arc::new(streamgauge_lifecycle::ManualClock::new(NOW_S * 1_000_000));
+    let (config, lease) = (Arc::new(Config::default()), Duration::from_secs(30));
+    Generation::begin(Arc::clone(store), config, clock, lease)
+        .await
+        .expect("begun")
+}
+
+/// Adds the batches between two positions of the log.
+async fn add(generation: &mut Generation, log: &Log, positions: std::ops::Range<i64>) {
+    for payload in &log.records[positions.start as usize..positions.end as usize] {
+        let batch = delta::decode(payload).expect("a batch");
+        generation.add(0, &batch).await.expect("added");
+    }
+}
+
+fn position(rows: &[ChainRow]) -> i64 {
+    rows.first().map_or(0, |row| row.delta_position)
+}
+
+/// Rebuilds up to where the chain stands now; returns the generation and how it compares.
+async fn rebuilt(store: &Arc<dyn Store>, log: &Log) -> (Generation, Comparison) {
+    let mut generation = begin(store).await;
+    let reached = position(&generation.pin(1).await.expect("pinned"));
+    add(&mut generation, log, 0..reached).await;
+    let positions = BTreeMap::from([(0, reached)]);
+    generation.complete(positions).await.expect("complete");
+    let comparison = generation.compare(BOUNDS).await.expect("compared");
+    (generation, comparison)
+}
+
+async fn total(instance: &Instance) -> u64 {
+    let answer = instance
+        .service()
+        .top(top("page_url", NOW_S - 4_000, NOW_S))
+        .await
+        .expect("an answer");
+    answer.total.expect("a total").count
+}
+
+async fn pages_of_a_user(instance: &Instance) -> u64 {
+    let request = streamgauge_proto::v1::UserActivityRequest {
+        user_id: String::from("user-3"),
+        ..Default::default()
+    };
+    let answer = instance.service().user_activity(request).await;
+    answer.expect("an answer").count
+}
+
+#[tokio::test]
+async fn a_rebuild_beside_a_system_that_runs_on_is_equal_and_swapped_in_without_a_gap() {
+    let stores = Stores::new();
+    for open in stores.each().await {
+        let log = log_of(14);
+        let mut live = Instance::start(open(), Config::default()).await;
+        live.follow(0, &log, 5).await;
+        live.checkpoint().await;
+        live.follow(0, &log, 2).await;
+
+        let store = open();
+        let mut generation = begin(&store).await;
+        let first = position(&generation.chains().await.expect("chains"));
+        add(&mut generation, &log, 0..first).await;
+        // The system runs on while it is caught up with.
+        live.follow(0, &log, 2).await;
+        let pinned = position(&generation.pin(1).await.expect("pinned"));
+        assert_eq!((first, pinned), (7, 9));
+        live.follow(0, &log, 2).await;
+        assert!(matches!(live.checkpoint().await, Some(Checkpointed::Done)));
+        let kept = store.deltas(0, 0, 100).await.expect("deltas");
+        assert_eq!(kept.first().map(|delta| delta.offset), Some(5), "pinned");
+        add(&mut generation, &log, first..pinned).await;
+        let positions = BTreeMap::from([(0, pinned)]);
+        generation.complete(positions).await.expect("complete");
+        let comparison = generation.compare(BOUNDS).await.expect("compared");
+        let found = comparison.total();
+        assert!(found.rows > 500 && comparison.users.rows > 0, "{found:?}");
+        assert_eq!(found.differing, 0, "{:?}", comparison.listed);
+        assert_eq!(found.served, found.rebuilt);
+
+        live.follow(0, &log, 1).await;
+        assert_eq!(total(&live).await, 12 * 60);
+        generation.swap().await.expect("swapped");
+        assert_eq!(store.served().await.expect("served"), Slot::Second);
+        // Whoever has not noticed goes on over the rows from before, and harms nobody.
+        assert_eq!(total(&live).await, 12 * 60);
+        live.follow(0, &log, 1).await;
+        assert!(matches!(live.checkpoint().await, Some(Checkpointed::Done)));
+        assert_eq!(total(&live).await, 13 * 60);
+        let mut anew = Instance::start(open(), Config::default()).await;
+        assert_eq!(anew.fold.view().slot, Slot::Second);
+        assert_eq!(total(&anew).await, 13 * 60);
+        anew.follow(0, &log, 1).await;
+        assert!(matches!(anew.checkpoint().await, Some(Checkpointed::Done)));
+        assert_eq!(total(&anew).await, 14 * 60);
+        assert_eq!(pages_of_a_user(&anew).await, 14 * 4);
+        let kept = store.deltas(0, 0, 100).await.expect("deltas");
+        assert!(kept.is_empty(), "nobody needs them any more");
+        assert_eq!(anew.fold.row(0).ledger.imbalance(), 0);
+        // And back again, into the rows that were served first.
+        let (generation, comparison) = rebuilt(&store, &log).await;
+        assert_eq!(comparison.total().differing, 0, "{:?}", comparison.listed);
+        generation.swap().await.expect("swapped");
+        let again = Instance::start(open(), Config::default()).await;
+        assert_eq!(again.fold.view().slot, Slot::First);
+        assert_eq!(total(&again).await, 14 * 60);
+    }
+}
+
+/// Adds events that never were to one page and minute.
+async fn corrupt(store: &Arc<dyn Store>, count: u64) {
+    let slot = store.served().await.expect("served");
+    let mut rows = store.slots().snapshot(slot).await.expect("a snapshot");
+    let state = rows.state().clone();
+    let mut row = None;
+    let mut after = None;
+    while row.is_none() {
+        let page = rows.buckets(after.as_ref(), 100).await.expect("a page");
+        let minute = |row: &&BucketRow| row.tier_s == 60 && *row.series == *"page_url";
+        row = page.iter().find(minute).cloned();
+        after = page.last().cloned();
+    }
+    drop(rows);
+    let mut row = row.expect("a row");
+    row.value = CellValue::default();
+    row.value.count = count;
+    let write = CheckpointWrite {
+        slot,
+        from: state.generation,
+        to: random_name(),
+        positions: state.positions,
+        buckets: vec![row],
+        users: Vec::new(),
+    };
+    let written = store.checkpoint(&write).await.expect("written");
+    assert_eq!(written, Swapped::Done);
+}
+
+#[tokio::test]
+async fn a_wrong_figure_is_named_and_mended() {
+    let stores = Stores::new();
+    for open in stores.each().await {
+        let log = log_of(6);
+        let mut live = Instance::start(open(), Config::default()).await;
+        live.follow(0, &log, 6).await;
+        live.checkpoint().await;
+        let store = open();
+        corrupt(&store, 7).await;
+        let wrong = Instance::start(open(), Config::default()).await;
+        assert_eq!(total(&wrong).await, 6 * 60 + 7);
+
+        let (generation, comparison) = rebuilt(&store, &log).await;
+        let found = comparison.total();
+        assert_eq!(
+            (found.differing, found.less),
+            (1, 1),
+            "{:?}",
+            comparison.listed
+        );
+        assert_eq!(found.served, found.rebuilt + 7);
+        let named = comparison.listed.first().expect("listed");
+        assert!(
+            matches!(&named.at, Where::Bucket { tier_s: 60, series, .. } if series == "page_url")
+        );
+        let (served, rebuilt_) = (named.served.expect("a row"), named.rebuilt.expect("a row"));
+        assert_eq!(served.count, rebuilt_.count + 7);
+        // Given up, nothing has changed; swapped in, it is mended.
+        generation.discard().await.expect("discarded");
+        let wrong = Instance::start(open(), Config::default()).await;
+        assert_eq!(total(&wrong).await, 6 * 60 + 7);
+        let (generation, _) = rebuilt(&store, &log).await;
+        generation.swap().await.expect("swapped");
+        let mended = Instance::start(open(), Config::default()).await;
+        assert_eq!(total(&mended).await, 6 * 60);
+    }
+}
+
+#[tokio::test]
+async fn rows_changed_by_hand_are_found_whichever_way_they_are_wrong() {
+    use sqlx::Connection;
+    let folder = tempfile::tempdir().expect("a folder");
+    let path = folder.path().join("analytics.db");
+    let store: Arc<dyn Store> = Arc::new(SqliteStore::new(path.clone(), Durability::Normal, 2));
+    let log = log_of(4);
+    let mut live = Instance::start(Arc::clone(&store), Config::default()).await;
+    live.follow(0, &log, 4).await;
+    live.checkpoint().await;
+    let url = format!("sqlite:{}", path.display());
+    let mut by_hand = sqlx::SqliteConnection::connect(&url).await.expect("a file");
+    for sql in [
+        "UPDATE bucket SET count = count - 1 WHERE rowid_is('all', 86400)",
+        "DELETE FROM bucket WHERE rowid_is('event_type', 86400)",
+        "UPDATE user_page SET count = count + 2 WHERE user_id = 'user-3' AND page_url = '/page/3'",
+        "UPDATE bucket SET users = x'00' WHERE rowid_is('page_url', 86400)",
+    ] {
+        let sql = sql
+            .replace("rowid_is('", "series = '")
+            .replace("', 86400)", "' AND tier_s = 86400");
+        let changed = sqlx::query(sqlx::AssertSqlSafe(sql))
+            .execute(&mut by_hand)
+            .await;
+        assert!(changed.expect("changed").rows_affected() > 0);
+    }
+    by_hand.close().await.expect("closed");
+    let (generation, comparison) = rebuilt(&store, &log).await;
+    let of = |series: &str| comparison.series[&(String::from(series), 86_400)];
+    let days = of("all").rows;
+    assert_eq!((of("all").differing, of("all").less), (days, 0));
+    assert_eq!(of("event_type").served, 0);
+    assert_eq!(
+        (of("event_type").rebuilt, of("event_type").less),
+        (4 * 60, 0)
+    );
+    assert!(of("page_url").differing > 0, "sketches that cannot be read");
+    assert_eq!(comparison.users.less, comparison.users.differing);
+    assert!(comparison.users.less > 0);
+    generation.swap().await.expect("swapped");
+    let (generation, comparison) = rebuilt(&store, &log).await;
+    assert_eq!(comparison.total().differing, 0, "{:?}", comparison.listed);
+    generation.discard().await.expect("discarded");
+}
+
+#[tokio::test]
+async fn two_rebuilds_at_once_are_refused_and_a_dead_one_is_not_waited_for() {
+    let stores = Stores::new();
+    for open in stores.each().await {
+        let log = log_of(3);
+        let mut live = Instance::start(open(), Config::default()).await;
+        live.follow(0, &log, 2).await;
+        live.checkpoint().await;
+        let store = open();
+        let (first, _) = rebuilt(&store, &log).await;
+        let clock = Arc::new(streamgauge_lifecycle::ManualClock::new(0));
+        let config = Arc::new(Config::default());
+        let lease = Duration::from_secs(5);
+        let second = Generation::begin(open(), config, clock, lease).await;
+        assert!(matches!(
+            second.err(),
+            Some(RebuildError::Locked { lease_ms: 5_000 })
+        ));
+        first.discard().await.expect("discarded");
+
+        // One that dies: its pins no longer count, its lock goes to the next, and it can do nothing any more.
+        let slots = store.slots();
+        assert!(slots.lock(1, 200).await.expect("asked"));
+        assert!(
+            slots
+                .pin(1, &BTreeMap::from([(0, 0)]))
+                .await
+                .expect("asked")
+        );
+        assert!(!slots.lock(2, 60_000).await.expect("asked"));
+        running::until(|| async { slots.lock(2, 60_000).await.expect("asked") }).await;
+        assert!(!slots.renew(1, 60_000).await.expect("asked"));
+        assert!(!slots.pin(1, &BTreeMap::new()).await.expect("asked"));
+        assert!(!slots.swap(1, Slot::Second).await.expect("asked"));
+        slots.unlock(1).await.expect("nothing of its own");
+        assert_eq!(store.served().await.expect("served"), Slot::First);
+        live.follow(0, &log, 1).await;
+        live.checkpoint().await;
+        let left = store.deltas(0, 0, 10).await.expect("deltas");
+        assert!(left.is_empty(), "the dead rebuild's pins hold nothing back");
+        assert!(slots.renew(2, 60_000).await.expect("asked"));
+        slots.unlock(2).await.expect("unlocked");
+        assert!(slots.lock(3, 60_000).await.expect("asked"));
+    }
+}

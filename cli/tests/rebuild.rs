@@ -1,0 +1,523 @@
+//! A rebuild beside a running system, as its user meets it: figures are compared, a wrong one is named and mended, events
+//! go on flowing, and no query is left without an answer.
+
+use std::{
+    fs,
+    io::{BufRead, BufReader},
+    path::{Path, PathBuf},
+    process::{Child, Command, Stdio},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+use serde_json::Value;
+use streamgauge_analytics::{
+    checkpoint::random_name,
+    store::{CheckpointWrite, Durability, SqliteStore, Store, Swapped},
+    view::CellValue,
+};
+use tempfile::TempDir;
+
+/// Longest wait for a condition.
+const DEADLINE: Duration = Duration::from_secs(60);
+
+fn binary(state: &Path) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_streamgauge"));
+    for (name, _) in std::env::vars_os() {
+        if name.to_string_lossy().starts_with("STREAMGAUGE_") {
+            command.env_remove(name);
+        }
+    }
+    command.env("XDG_STATE_HOME", state);
+    command
+}
+
+/// `streamgauge up`.
+struct Up {
+    child: Child,
+    folder: TempDir,
+    endpoints: Value,
+}
+
+impl Up {
+    fn start() -> Self {
+        let folder = tempfile::tempdir().expect("a folder");
+        let notes = fs::File::create(folder.path().join("notes")).expect("a file");
+        let mut child = binary(folder.path())
+            .args(["up", "--ephemeral-ports", "--json", "--data-dir"])
+            .arg(folder.path().join("data"))
+            // Swaps are noticed soon, checkpoints come often, and every query needs the store.
+            .args(["--set", "analytics.store.swap_poll_ms=50"])
+            .args(["--set", "analytics.checkpoint.interval_ms=200"])
+            .args(["--set", "analytics.view.recent_seconds=0"])
+            .stdout(Stdio::piped())
+            .stderr(notes)
+            .spawn()
+            .expect("the binary starts");
+        let mut document = String::new();
+        let mut lines = BufReader::new(child.stdout.take().expect("piped"));
+        while !document.ends_with("\n}\n") {
+            let read = lines.read_line(&mut document).expect("text");
+            let notes = fs::read_to_string(folder.path().join("notes"));
+            assert!(read > 0, "it ended: {notes:?}");
+        }
+        let endpoints = serde_json::from_str(&document).expect("the endpoints");
+        Self {
+            child,
+            folder,
+            endpoints,
+        }
+    }
+
+    fn data(&self) -> PathBuf {
+        self.folder.path().join("data")
+    }
+
+    /// A command that talks to it: its exit code and its document.
+    fn run(&self, arguments: &[&str]) -> (i32, Value, String) {
+        let output = binary(self.folder.path())
+            .env("STREAMGAUGE_ENDPOINTS", self.data().join("endpoints.json"))
+            .args(arguments)
+            .output()
+            .expect("it runs");
+        let code = output.status.code().expect("an exit code");
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        let document = serde_json::from_slice(&output.stdout).unwrap_or(Value::Null);
+        (code, document, said)
+    }
+
+    fn rebuild(&self, arguments: &[&str]) -> (i32, Value, String) {
+        let data = format!("--data-dir={}", self.data().display());
+        self.run(&[&["rebuild", "--json", &data], arguments].concat())
+    }
+
+    #[track_caller]
+    fn sends(&self, count: u64, seed: u64) {
+        let (count, seed) = (format!("--count={count}"), format!("--seed={seed}"));
+        let arguments = ["send-events", "--json", "--span=30m", &count, &seed];
+        let (code, sent, said) = self.run(&arguments);
+        assert_eq!(code, 0, "{sent} {said}");
+    }
+}
+
+impl Drop for Up {
+    fn drop(&mut self) {
+        // It may have ended already.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// How many events the store answers for.
+async fn served(client: &reqwest::Client, http: &str) -> u64 {
+    let url = format!("http://{http}/v1/top?by=event_type&last=40m");
+    let response = client.get(url).send().await.expect("an answer");
+    let status = response.status();
+    let body = response.text().await.expect("a body");
+    assert_eq!(status, 200, "{body}");
+    let answer: Value = serde_json::from_str(&body).expect("JSON");
+    answer["total"]["count"].as_u64().expect("a count")
+}
+
+/// A series is known from its first event on.
+async fn until_known(client: &reqwest::Client, http: &str) {
+    let (url, end) = (
+        format!("http://{http}/v1/series/names"),
+        Instant::now() + DEADLINE,
+    );
+    loop {
+        let answer = client.get(&url).send().await.expect("an answer");
+        if answer.text().await.expect("a body").contains("event_type") {
+            return;
+        }
+        assert!(Instant::now() < end, "no series");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
+async fn until_served(client: &reqwest::Client, http: &str, count: u64) {
+    let end = Instant::now() + DEADLINE;
+    loop {
+        let found = served(client, http).await;
+        if found == count {
+            return;
+        }
+        assert!(Instant::now() < end, "{found} of {count}");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
+/// Adds events that never were to a bucket, as an instance of the service would write them.
+async fn corrupt(up: &Up, count: u64) -> String {
+    let path = up.data().join("analytics.db");
+    let store = SqliteStore::new(path, Durability::Normal, 1);
+    let slot = store.served().await.expect("served");
+    let end = Instant::now() + DEADLINE;
+    loop {
+        let mut rows = store.slots().snapshot(slot).await.expect("a snapshot");
+        let state = rows.state().clone();
+        let page = rows.buckets(None, 10_000).await.expect("a page");
+        drop(rows);
+        let row = page.iter().find(|row| *row.series == *"page_url");
+        let mut row = row.expect("a bucket of a page").clone();
+        row.value = CellValue::default();
+        row.value.count = count;
+        let key = row.key.to_string();
+        let write = CheckpointWrite {
+            slot,
+            from: state.generation,
+            to: random_name(),
+            positions: state.positions,
+            buckets: vec![row],
+            users: Vec::new(),
+        };
+        // The running service may have been first.
+        if store.checkpoint(&write).await.expect("written") == Swapped::Done {
+            store.close().await;
+            return key;
+        }
+        assert!(Instant::now() < end, "always overtaken");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 3)]
+async fn a_running_system_is_rebuilt_while_it_counts_and_answers() {
+    let up = Arc::new(Up::start());
+    let http = up.endpoints["analytics"]["http"]
+        .as_str()
+        .expect("an address");
+    let client = reqwest::Client::new();
+    up.sends(3_000, 1);
+    // The same ids again: duplicates, then as now.
+    up.sends(1_000, 1);
+    until_known(&client, http).await;
+    until_served(&client, http, 3_000).await;
+
+    let (code, found, said) = up.rebuild(&["--dry-run"]);
+    assert_eq!(
+        (code, &found["equal"]),
+        (0, &Value::Bool(true)),
+        "{found} {said}"
+    );
+    assert_eq!(found["ending"], "dry_run");
+    assert!(
+        found["total"]["rows"].as_u64().expect("rows") > 1_000,
+        "{found}"
+    );
+    for partition in found["partitions"].as_array().expect("partitions") {
+        assert_eq!(partition["ledger"], partition["rebuilt"], "{partition}");
+    }
+
+    let key = corrupt(&up, 9).await;
+    for (arguments, ending) in [(&["--dry-run"][..], "dry_run"), (&[], "refused")] {
+        let (code, found, said) = up.rebuild(arguments);
+        assert_eq!(
+            (code, &found["ending"]),
+            (1, &ending.into()),
+            "{found} {said}"
+        );
+        assert_eq!(found["total"]["differing"], 1, "{found}");
+        let named = &found["differences"][0];
+        assert_eq!(named["at"]["key"].to_string(), key, "{found}");
+        let (before, after) = (&named["served"]["count"], &named["rebuilt"]["count"]);
+        assert_eq!(before.as_u64(), after.as_u64().map(|count| count + 9));
+    }
+
+    // Events flow and queries are asked all the while; `served` fails on any answer but a good one.
+    let (done, asked) = (
+        Arc::new(AtomicBool::new(false)),
+        Arc::new(AtomicU64::new(0)),
+    );
+    let asking = tokio::spawn({
+        let (client, http) = (client.clone(), http.to_owned());
+        let (done, asked) = (Arc::clone(&done), Arc::clone(&asked));
+        async move {
+            let mut last = 0;
+            while !done.load(Ordering::Relaxed) {
+                let count = served(&client, &http).await;
+                assert!(count >= last, "{count} after {last}");
+                last = count;
+                asked.fetch_add(1, Ordering::Relaxed);
+            }
+        }
+    });
+    let sending = tokio::task::spawn_blocking({
+        let up = Arc::clone(&up);
+        move || (2..6).for_each(|seed| up.sends(500, seed))
+    });
+    let (code, found, said) = tokio::task::spawn_blocking({
+        let up = Arc::clone(&up);
+        move || up.rebuild(&["--accept"])
+    })
+    .await
+    .expect("no panic");
+    assert_eq!(
+        (code, &found["ending"]),
+        (0, &"swapped".into()),
+        "{found} {said}"
+    );
+    sending.await.expect("sent");
+    until_served(&client, http, 5_000).await;
+    // Until the rows that were swapped in are those that answer.
+    let end = Instant::now() + DEADLINE;
+    loop {
+        let (code, found, said) = up.rebuild(&["--dry-run"]);
+        if code == 0 {
+            break;
+        }
+        assert!(Instant::now() < end, "{found} {said}");
+    }
+    done.store(true, Ordering::Relaxed);
+    asking.await.expect("every query was answered");
+    assert!(asked.load(Ordering::Relaxed) > 20);
+
+    let (code, audit, said) = up.run(&["audit", "--json"]);
+    assert_eq!(
+        (code, &audit["balanced"]),
+        (0, &Value::Bool(true)),
+        "{audit} {said}"
+    );
+    let (code, _, said) = up.rebuild(&["--prune"]);
+    assert_eq!(code, 0, "{said}");
+    until_served(&client, http, 5_000).await;
+}
+
+/// The services of a system as processes of their own, on a log whose source keeps little.
+struct Apart {
+    services: Vec<Child>,
+    folder: TempDir,
+    producer: String,
+    analytics: String,
+    brokers: String,
+}
+
+fn free_port() -> u16 {
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
+    listener.local_addr().expect("bound").port()
+}
+
+/// Ids are remembered for so little log time that a short history holds several horizons.
+const CONSUMER: &str =
+    "[dedupe]\nhorizon_ms = 400\n[topics]\npartitions = 2\n[batch]\nwait_ms = 20\n";
+
+impl Apart {
+    fn start(brokers: String) -> Self {
+        let folder = tempfile::tempdir().expect("a folder");
+        let mut apart = Self {
+            services: Vec::new(),
+            folder,
+            producer: format!("127.0.0.1:{}", free_port()),
+            analytics: format!("127.0.0.1:{}", free_port()),
+            brokers,
+        };
+        let analytics = format!(
+            "[store]\nurl = \"sqlite:{}\"\nswap_poll_ms = 50\n[checkpoint]\ninterval_ms = 200\n[view]\nrecent_seconds = 0\n",
+            apart.path("analytics.db").display()
+        );
+        fs::write(apart.path("consumer.toml"), CONSUMER).expect("written");
+        fs::write(apart.path("analytics.toml"), analytics).expect("written");
+        let (producer, http) = (apart.producer.clone(), apart.analytics.clone());
+        apart.service("producer", &producer, &["--set", "topics.partitions=2"]);
+        let consumer = apart.path("consumer.toml").display().to_string();
+        apart.service("consumer", "127.0.0.1:0", &["--config", &consumer]);
+        let analytics = apart.path("analytics.toml").display().to_string();
+        apart.service("analytics", &http, &["--config", &analytics]);
+        apart
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.folder.path().join(name)
+    }
+
+    fn service(&mut self, name: &str, http: &str, arguments: &[&str]) {
+        let notes = fs::File::create(self.path(&format!("{name}.log"))).expect("a file");
+        let set = |key: &str, value: &str| format!("{key}={value}");
+        let child = binary(self.folder.path())
+            .arg(name)
+            .args(["--set", &set("kafka.brokers", &self.brokers)])
+            .args(["--set", &set("http.listen", http)])
+            .args(["--set", "grpc.listen=127.0.0.1:0"])
+            .args(arguments)
+            .stdout(Stdio::null())
+            .stderr(notes)
+            .spawn()
+            .expect("the binary starts");
+        self.services.push(child);
+    }
+
+    fn run(&self, arguments: &[&str]) -> (i32, Value, String) {
+        let output = binary(self.folder.path())
+            .args(arguments)
+            .output()
+            .expect("it runs");
+        let code = output.status.code().expect("an exit code");
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        let document = serde_json::from_slice(&output.stdout).unwrap_or(Value::Null);
+        (code, document, said)
+    }
+
+    fn rebuild(&self, arguments: &[&str]) -> (i32, Value, String) {
+        let consumer = format!("--consumer-config={}", self.path("consumer.toml").display());
+        let analytics = format!(
+            "--analytics-config={}",
+            self.path("analytics.toml").display()
+        );
+        let brokers = format!("--brokers={}", self.brokers);
+        let own = [
+            "rebuild",
+            "--json",
+            "--separate",
+            &consumer,
+            &analytics,
+            &brokers,
+        ];
+        self.run(&[&own[..], arguments].concat())
+    }
+
+    #[track_caller]
+    fn sends(&self, count: u64, seed: u64) {
+        let (count, seed) = (format!("--count={count}"), format!("--seed={seed}"));
+        let to = format!("--producer-http={}", self.producer);
+        let arguments = [
+            "send-events",
+            "--json",
+            "--http",
+            "--span=30m",
+            &to,
+            &count,
+            &seed,
+        ];
+        let (code, sent, said) = self.run(&arguments);
+        assert_eq!(code, 0, "{sent} {said}");
+    }
+
+    async fn until_ready(&self, client: &reqwest::Client) {
+        for address in [&self.producer, &self.analytics] {
+            let (url, end) = (
+                format!("http://{address}/readyz"),
+                Instant::now() + DEADLINE,
+            );
+            while client
+                .get(&url)
+                .send()
+                .await
+                .is_ok_and(|answer| answer.status() == 200)
+                .eq(&false)
+            {
+                assert!(Instant::now() < end, "{url}");
+                tokio::time::sleep(Duration::from_millis(50)).await;
+            }
+        }
+    }
+}
+
+impl Drop for Apart {
+    fn drop(&mut self) {
+        for service in &mut self.services {
+            let _ = service.kill();
+            let _ = service.wait();
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 3)]
+async fn what_the_source_has_lost_is_taken_from_the_batches_that_counted_it() {
+    let log = tempfile::tempdir().expect("a folder");
+    let broker = streamgauge_broker::Broker::start(streamgauge_broker::BrokerConfig {
+        data_dir: log.path().join("log"),
+        listen: ([127, 0, 0, 1], 0).into(),
+        ..Default::default()
+    })
+    .await
+    .expect("a broker");
+    let little = [("segment.bytes", "16384"), ("retention.bytes", "65536")];
+    let little = little.map(|(key, value)| (String::from(key), String::from(value)));
+    broker
+        .create_topic_with("analytics-events", 2, little.into())
+        .await
+        .expect("a topic");
+    for topic in ["metrics-data", "analytics-events.dlq"] {
+        broker.create_topic(topic, 2).await.expect("a topic");
+    }
+    let apart = Apart::start(broker.bootstrap());
+    let client = reqwest::Client::new();
+    apart.until_ready(&client).await;
+    let mut sent = 0;
+    for seed in 0..12 {
+        apart.sends(400, seed);
+        // Once more, at once: duplicates within the horizon, or events anew beyond it, then as now.
+        apart.sends(100, seed);
+        sent += 500;
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    let url = format!("http://{}/v1/ledger", apart.analytics);
+    let end = Instant::now() + DEADLINE;
+    loop {
+        let ledger: Value = client
+            .get(&url)
+            .send()
+            .await
+            .expect("asked")
+            .json()
+            .await
+            .expect("JSON");
+        if ledger["total"]["head"] == sent {
+            break;
+        }
+        assert!(Instant::now() < end, "{ledger}");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    broker.enforce_retention().await.expect("enforced");
+
+    let (code, found, said) = apart.rebuild(&["--dry-run"]);
+    assert_eq!(
+        (code, &found["equal"]),
+        (0, &Value::Bool(true)),
+        "{found} {said}"
+    );
+    let mut judged_again = 0;
+    for partition in found["partitions"].as_array().expect("partitions") {
+        let number = |name: &str| partition[name].as_i64().expect("a number");
+        assert!(number("source_low") > 0, "{found}");
+        assert!(
+            number("from_deltas_below") >= number("source_low"),
+            "{found}"
+        );
+        judged_again += number("head") - number("from_deltas_below");
+        assert_eq!(partition["ledger"], partition["rebuilt"], "{partition}");
+    }
+    assert!(judged_again > 0, "{found}");
+    let (code, found, said) = apart.rebuild(&[]);
+    assert_eq!(
+        (code, &found["ending"]),
+        (0, &"swapped".into()),
+        "{found} {said}"
+    );
+    apart.sends(300, 99);
+    let end = Instant::now() + DEADLINE;
+    while apart.rebuild(&["--dry-run"]).0 != 0 {
+        assert!(Instant::now() < end);
+    }
+    drop(apart);
+    broker.shutdown(Duration::from_secs(5)).await;
+}
+
+#[test]
+fn what_cannot_be_rebuilt_is_said_before_anything_is_done() {
+    let state = tempfile::tempdir().expect("a folder");
+    let output = binary(state.path())
+        .current_dir(state.path())
+        .args(["rebuild", "--dry-run"])
+        .output()
+        .expect("it runs");
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(2), "{said}");
+    assert!(
+        said.contains("there is no store at") && said.contains("--data-dir"),
+        "{said}"
+    );
+    assert!(!state.path().join("data").exists(), "nothing was made");
+}
