@@ -24,7 +24,7 @@ use clap::Args;
 use streamgauge_analytics::{
     metrics::AnalyticsMetrics,
     rebuild::{Generation, RebuildError},
-    store::{self, Observed, Store, TimeLimits},
+    store::{self, Observed, Store},
 };
 use streamgauge_kafka::{FetchConfig, KafkaConfig, KafkaError, LogReader, admin};
 use streamgauge_lifecycle::SystemClock;
@@ -130,7 +130,7 @@ async fn open(system: &SystemConfig) -> Result<Arc<dyn Store>, store::StoreError
     let config = &system.analytics.store;
     let metrics = AnalyticsMetrics::register(&Metrics::new("rebuild"));
     let store = store::open(config)?;
-    let store = Observed::new(store, TimeLimits::from(config), metrics);
+    let store = Observed::new(store, config, metrics);
     store.migrate().await?;
     Ok(Arc::new(store))
 }
