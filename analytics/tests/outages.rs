@@ -297,11 +297,10 @@ async fn a_commit_whose_outcome_was_not_heard_of_counts_once() {
         let total = &analytics.answer(path).await["total"]["count"];
         assert_eq!(*total, writer.total(), "{path}");
     }
+    writer.source().await;
+    until(|| async { analytics.answer("/v1/ledger").await["balanced"] == true }).await;
     let ledger = analytics.answer("/v1/ledger").await;
-    assert_eq!(
-        (&ledger["balanced"], &ledger["total"]["void_batches"]),
-        (&json!(true), &json!(0))
-    );
+    assert_eq!(ledger["total"]["void_batches"], 0);
     analytics.stop().await;
 }
 
@@ -411,7 +410,7 @@ async fn where_retention_was_faster_it_goes_on_where_the_log_begins() {
     let ledger = analytics.answer("/v1/ledger").await;
     let missing = |ledger: &Value| ledger["total"]["missing"].as_i64();
     assert!(missing(&ledger) > Some(0), "{ledger}");
-    assert_eq!(ledger["balanced"], true);
+    assert_eq!(ledger["total"]["imbalance"], 0);
     // The other partitions were not harmed, and all go on.
     fill(&mut writer, 6).await;
     analytics.until_head(writer.total()).await;

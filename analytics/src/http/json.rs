@@ -244,6 +244,7 @@ pub struct Ledger {
     equation: String,
     breaks: Vec<LedgerBreak>,
     remarks: Vec<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
     store: Option<StoreCheck>,
 }
 
@@ -263,6 +264,7 @@ pub struct StoreCheck {
     checked_at: Option<String>,
     rows: Vec<PartitionLedger>,
     counted: u64,
+    #[serde(skip_serializing_if = "Option::is_none")]
     whole: Option<StoreWhole>,
     pairs: Vec<StorePair>,
 }

@@ -1,7 +1,7 @@
 //! The ledger as an answer: how every source offset ended, per partition and in all, and whether it balances.
 //!
 //! It is judged by the same code as the audit that reads the log from its beginning; what costs reading is kept from
-//! following the log ([`facts`]) or read back from the store once in a while ([`Checker`]). Nothing is read per request.
+//! following the log (`facts`) or read back from the store once in a while ([`Checker`]). A request reads nothing of the log.
 
 mod answer;
 mod check;

@@ -272,19 +272,27 @@ impl Service {
         Ok(crate::ledger::answer(&view, self.checker.last().as_deref()))
     }
 
-    /// The ledger of each partition, after the store was read back if that is asked for.
+    /// The ledger of each partition, after the store was read back if that is asked for. A store that cannot be read
+    /// is remarked: what was followed is told all the same, with what was found last.
     ///
     /// # Errors
-    /// As [`Service::view`]; a store that cannot be read when it is to be.
+    /// As [`Service::view`]; when too much is asked at once.
     pub async fn judged_ledger(
         &self,
         request: v1::LedgerRequest,
     ) -> Result<v1::LedgerResponse, Problem> {
-        if request.check_store {
+        let looked = if request.check_store {
             let _place = self.place()?;
-            self.ask(self.checker.look().boxed()).await?;
+            self.ask(self.checker.look().boxed()).await
+        } else {
+            Ok(())
+        };
+        let mut answer = self.ledger()?;
+        if let Err(problem) = looked {
+            let remark = format!("the store was not read back: {}", problem.message);
+            answer.remarks.push(remark);
         }
-        self.ledger()
+        Ok(answer)
     }
 
     /// Who reads the store back.

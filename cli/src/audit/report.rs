@@ -195,15 +195,8 @@ impl Report {
         if let Some(reason) = self.store_not_compared() {
             remarks.push(format!("The store was not compared: {reason}."));
         }
-        if let Store::Answered {
-            sums: None,
-            remarks: said,
-            ..
-        } = &self.said.store
-        {
-            let reasons = said
-                .iter()
-                .filter(|remark| remark.starts_with("the store's rows"));
+        if let Store::Answered { remarks: said, .. } = &self.said.store {
+            let reasons = said.iter().filter(|remark| remark.starts_with("the store"));
             remarks.extend(reasons.map(|remark| format!("Analytics says: {remark}.")));
         }
         remarks
