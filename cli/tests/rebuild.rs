@@ -396,18 +396,13 @@ impl Apart {
 
     async fn until_ready(&self, client: &reqwest::Client) {
         for address in [&self.producer, &self.analytics] {
-            let (url, end) = (
-                format!("http://{address}/readyz"),
-                Instant::now() + DEADLINE,
-            );
-            while client
-                .get(&url)
-                .send()
-                .await
-                .is_ok_and(|answer| answer.status() == 200)
-                .eq(&false)
-            {
-                assert!(Instant::now() < end, "{url}");
+            let url = format!("http://{address}/readyz");
+            let end = Instant::now() + DEADLINE;
+            loop {
+                match client.get(&url).send().await {
+                    Ok(answer) if answer.status() == 200 => break,
+                    _ => assert!(Instant::now() < end, "{url}"),
+                }
                 tokio::time::sleep(Duration::from_millis(50)).await;
             }
         }

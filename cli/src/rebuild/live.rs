@@ -157,7 +157,7 @@ mod tests {
             (20, 2_000),
             (30, 3_000),
             (40, 3_400),
-            (50, 3_900),
+            (50, 3_800),
         ] {
             assert!(
                 boundary.pass(&batch(to, log_time_us), 800).is_none(),
