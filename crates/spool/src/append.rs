@@ -5,7 +5,7 @@
 
 use std::io;
 use std::ops::Range;
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 use std::thread::JoinHandle;
 
 use tokio::sync::{mpsc, oneshot};
@@ -84,7 +84,23 @@ impl Drop for Inner {
     }
 }
 
+/// A spool that may be closed.
+#[derive(Clone)]
+pub struct WeakSpool(Weak<Inner>);
+
+impl WeakSpool {
+    /// The spool, unless it is closed.
+    pub fn upgrade(&self) -> Option<Spool> {
+        self.0.upgrade().map(|inner| Spool { inner })
+    }
+}
+
 impl Spool {
+    /// For those who only watch, and must not keep the folder taken.
+    pub fn downgrade(&self) -> WeakSpool {
+        WeakSpool(Arc::downgrade(&self.inner))
+    }
+
     pub(crate) fn start(
         shared: Arc<Shared>,
         noted: Option<Vec<u8>>,

@@ -60,6 +60,10 @@ impl Drainer {
             let (shared, reading) = (self.shared.clone(), self.reading.clone());
             let read = move || {
                 let mut reading = reading.lock();
+                if reading.ahead.is_some() {
+                    // By a call that was dropped while it read.
+                    return Ok(true);
+                }
                 let stretch = reading.reader.read(records_max, bytes_max)?;
                 // What was given out before is acknowledged: that is asked of the caller.
                 if stretch.end() > shared.with(|state| state.acknowledged) {
@@ -104,14 +108,9 @@ impl Drainer {
 
     /// Has the segment of this record put aside instead of removed, for a record that is wanted by nobody.
     pub fn keep(&self, record: &Stored) {
-        self.shared.with(|state| {
-            let mut segments = state.segments.iter_mut();
-            if let Some(segment) = segments
-                .find(|segment| segment.name.first <= record.seq && record.seq < segment.end)
-            {
-                segment.keep = true;
-            }
-        });
+        let seq = record.seq;
+        self.shared
+            .keep(|segment| segment.name.first <= seq && seq < segment.end);
     }
 }
 

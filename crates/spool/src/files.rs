@@ -66,7 +66,11 @@ impl Files for Disk {
     }
 
     fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
-        fs::rename(from, to)?;
+        match fs::rename(from, to) {
+            // Done before, when something else failed.
+            Err(error) if error.kind() == io::ErrorKind::NotFound && to.exists() => {}
+            renamed => renamed?,
+        }
         sync_parent(to)
     }
 }

@@ -30,7 +30,7 @@ mod format_tests;
 #[cfg(test)]
 mod spool_tests;
 
-pub use append::{Records, Spool};
+pub use append::{Records, Spool, WeakSpool};
 pub use drain::Drainer;
 pub use error::{AppendError, Damage, ErrorKind, Observer, SpoolError};
 pub use files::{Appending, Disk, Files};

@@ -9,10 +9,10 @@ use std::time::Duration;
 
 use crate::append::{NOTE, Salts, Spool};
 use crate::drain::Drainer;
-use crate::error::{ErrorKind, Observer, SpoolError};
+use crate::error::{Damage, ErrorKind, Observer, SpoolError};
 use crate::files::Files;
 use crate::position;
-use crate::reader::{Reader, measure};
+use crate::reader::{Reader, measure, report};
 use crate::segment::{self, Kind, Name};
 use crate::state::{Limits, Segment, Shared, State};
 
@@ -40,7 +40,7 @@ pub fn open(
     fs::create_dir_all(dir).map_err(|source| SpoolError::io("make", dir, source))?;
     let lock = take(dir)?;
     let position = drained(dir, &*deps.observer)?;
-    let state = recover(dir, position)?;
+    let state = recover(dir, position, &*deps.observer)?;
     let from = state.acknowledged;
     let noted = read_if_there(&dir.join(NOTE))?;
     let shared = Shared::new(dir.into(), limits, deps.files, deps.observer, state, lock);
@@ -94,20 +94,21 @@ fn write_pid(file: &mut File) -> io::Result<()> {
     writeln!(file, "{}", std::process::id())
 }
 
-/// The position that was written down last. Without one everything that is there is drained again.
-fn drained(dir: &Path, observer: &dyn Observer) -> Result<u64, SpoolError> {
+/// The position that was written down last; none when it cannot be read. Before the first time nothing was drained.
+fn drained(dir: &Path, observer: &dyn Observer) -> Result<Option<u64>, SpoolError> {
     let path = dir.join(position::FILE);
     let Some(bytes) = read_if_there(&path)? else {
-        return Ok(0);
+        return Ok(Some(0));
     };
-    Ok(position::decode(&bytes).unwrap_or_else(|| {
+    let position = position::decode(&bytes);
+    if position.is_none() {
         observer.error(ErrorKind::Position);
         tracing::error!(
             file = %path.display(),
             "how far the spool was drained cannot be read; everything that is in it is published again"
         );
-        0
-    }))
+    }
+    Ok(position)
 }
 
 fn read_if_there(path: &Path) -> Result<Option<Vec<u8>>, SpoolError> {
@@ -119,24 +120,30 @@ fn read_if_there(path: &Path) -> Result<Option<Vec<u8>>, SpoolError> {
 }
 
 /// The segments of the folder, in order, and where they end. Segments that were found are never written to again.
-fn recover(dir: &Path, position: u64) -> Result<State, SpoolError> {
-    let (mut names, mut kept_bytes, mut next_id) = (Vec::<Name>::new(), 0, 0);
+fn recover(
+    dir: &Path,
+    position: Option<u64>,
+    observer: &dyn Observer,
+) -> Result<State, SpoolError> {
+    let (mut names, mut marked) = (Vec::<Name>::new(), Vec::new());
+    let (mut kept_bytes, mut next_id) = (0, 0);
     let cannot = |source| SpoolError::io("list", dir, source);
     for entry in fs::read_dir(dir).map_err(cannot)? {
         let entry = entry.map_err(cannot)?;
         let Some(kind) = segment::kind(&entry.path()) else {
             continue;
         };
-        let (Kind::Segment(name) | Kind::Kept(name)) = kind;
+        let (Kind::Segment(name) | Kind::Kept(name) | Kind::Mark(name)) = kind;
         next_id = next_id.max(name.id + 1);
         match kind {
             Kind::Segment(name) => names.push(name),
+            Kind::Mark(name) => marked.push(name),
             Kind::Kept(_) => kept_bytes += entry.metadata().map_err(cannot)?.len(),
         }
     }
     names.sort_unstable();
     let mut segments = VecDeque::with_capacity(names.len());
-    let mut next_seq = position;
+    let mut next_seq = position.unwrap_or(0);
     for (nth, name) in names.iter().enumerate() {
         let (end, bytes) = match names.get(nth + 1) {
             Some(next) => {
@@ -145,27 +152,56 @@ fn recover(dir: &Path, position: u64) -> Result<State, SpoolError> {
                     .map_err(|source| SpoolError::io("look at", &path, source))?;
                 (next.first, metadata.len())
             }
-            None => measure(*name, dir)?,
+            None => {
+                let last = measure(*name, dir)?;
+                if let Some(torn) = &last.torn {
+                    report(torn, observer);
+                }
+                (last.end, last.bytes)
+            }
         };
         next_seq = next_seq.max(end);
         segments.push_back(Segment {
             name: *name,
             bytes,
             end,
-            keep: false,
+            keep: marked.contains(name),
         });
     }
-    let first = names.first().map_or(next_seq, |first| first.first);
+    let acknowledged = start(dir, position, names.first(), observer);
     Ok(State {
         segments,
         active: None,
         next_id,
         next_seq,
-        acknowledged: position.max(first),
+        acknowledged: acknowledged.unwrap_or(next_seq),
         pending_appends: 0,
         reserved_bytes: 0,
         kept_bytes,
         oldest_us: None,
         failing: None,
     })
+}
+
+/// Where draining goes on; none when there is nothing to drain. A file is removed only after the position behind it was
+/// written down: a first file that begins beyond the position has lost its predecessor.
+fn start(
+    dir: &Path,
+    position: Option<u64>,
+    first: Option<&Name>,
+    observer: &dyn Observer,
+) -> Option<u64> {
+    let (Some(position), Some(first)) = (position, first) else {
+        return position.or(first.map(|first| first.first));
+    };
+    if first.first > position {
+        let damage = Damage {
+            path: dir.to_owned(),
+            offset: 0,
+            bytes: 0,
+            lost: first.first - position,
+        };
+        report(&damage, observer);
+    }
+    Some(position.max(first.first))
 }

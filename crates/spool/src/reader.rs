@@ -6,7 +6,7 @@ use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use crate::error::{Damage, ErrorKind, SpoolError};
+use crate::error::{Damage, ErrorKind, Observer, SpoolError};
 use crate::frame::{self, HEAD_BYTES};
 use crate::segment::Name;
 use crate::state::Shared;
@@ -130,7 +130,8 @@ impl Reader {
                     let lost = bounds.end.saturating_sub(self.expected);
                     let damage = open.damage(bounds.bytes, lost);
                     self.expected = self.expected.max(bounds.end);
-                    self.report(&bounds, damage);
+                    // A torn tail was told when the spool was opened.
+                    self.report(&bounds, damage.filter(|_| lost > 0));
                     if bounds.growing {
                         break;
                     }
@@ -162,30 +163,30 @@ impl Reader {
         let Some(damage) = damage else {
             return;
         };
-        let Damage {
-            path,
-            offset,
-            bytes,
-            lost,
-        } = damage;
-        let file = path.display();
-        if lost == 0 {
-            self.shared.observer.error(ErrorKind::TornTail);
-            tracing::warn!(%file, offset, bytes, "the spool holds bytes that cannot be read; no accepted record is lost with them");
-            return;
+        report(&damage, &*self.shared.observer);
+        if damage.lost > 0 {
+            self.shared.keep(|segment| segment.name == bounds.name);
         }
-        self.shared.observer.error(ErrorKind::Damaged);
-        self.shared.observer.lost(lost);
-        self.shared.with(|state| {
-            if let Some(segment) = state.segment_mut(bounds.name.id) {
-                segment.keep = true;
-            }
-        });
-        tracing::error!(
-            %file, offset, bytes, lost,
-            "the spool is damaged: accepted records cannot be read; the file will be kept beside the spool"
-        );
     }
+}
+
+/// Counts damage and says where it is.
+pub fn report(damage: &Damage, observer: &dyn Observer) {
+    let (file, offset, bytes) = (damage.path.display(), damage.offset, damage.bytes);
+    if damage.lost == 0 {
+        observer.error(ErrorKind::TornTail);
+        tracing::warn!(
+            %file, offset, bytes,
+            "the spool holds bytes that cannot be read, as a crash leaves them; no record is known to be lost"
+        );
+        return;
+    }
+    observer.error(ErrorKind::Damaged);
+    observer.lost(damage.lost);
+    tracing::error!(
+        %file, offset, bytes, lost = damage.lost,
+        "the spool is damaged: accepted records cannot be read; the file will be kept beside the spool"
+    );
 }
 
 impl Open {
@@ -315,8 +316,17 @@ impl Open {
     }
 }
 
-/// The number behind the last record that a segment holds, whoever wrote it, and the file's length.
-pub fn measure(name: Name, dir: &Path) -> Result<(u64, u64), SpoolError> {
+/// What a segment from before the start holds, when no other tells where it ends.
+pub struct Measured {
+    /// The number behind its last record.
+    pub end: u64,
+    pub bytes: u64,
+    /// Bytes behind that record, as a crash leaves them. What they were nobody can tell.
+    pub torn: Option<Damage>,
+}
+
+/// Reads a segment through.
+pub fn measure(name: Name, dir: &Path) -> Result<Measured, SpoolError> {
     let path = name.path(dir);
     let bytes = std::fs::metadata(&path)
         .map_err(|source| SpoolError::io("look at", &path, source))?
@@ -332,9 +342,15 @@ pub fn measure(name: Name, dir: &Path) -> Result<(u64, u64), SpoolError> {
     loop {
         body.clear();
         match open.next(&bounds, end, &mut body) {
-            Found::Record { record, .. } => end = record.seq + 1,
+            Found::Record { record, .. } => {
+                end = record.seq + 1;
+                open.bad_from = None;
+            }
             Found::Nothing => {}
-            Found::End => return Ok((end, bytes)),
+            Found::End => {
+                let torn = open.damage(bytes, 0);
+                return Ok(Measured { end, bytes, torn });
+            }
         }
     }
 }

@@ -1,12 +1,14 @@
 //! Segments by their names: `ID-FIRST-SALT.seg`, all in hexadecimal.
 //!
 //! Segments are read in the order of their ids. A segment ends where the next one's first number begins: frames beyond
-//! were never confirmed. A segment with damage ends as `….kept` and is left to the operator.
+//! were never confirmed. A segment with damage ends as `….kept` and is left to the operator; until it is drained an empty
+//! file `….keep` beside it says so, over restarts.
 
 use std::path::{Path, PathBuf};
 
 const SEGMENT: &str = "seg";
 const KEPT: &str = "kept";
+const MARK: &str = "keep";
 
 /// What a segment's name says.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -26,6 +28,11 @@ impl Name {
     /// Where it is left when it holds damage.
     pub fn kept_path(&self, dir: &Path) -> PathBuf {
         dir.join(format!("{}.{KEPT}", self.stem()))
+    }
+
+    /// What says that it is to be left.
+    pub fn mark_path(&self, dir: &Path) -> PathBuf {
+        dir.join(format!("{}.{MARK}", self.stem()))
     }
 
     fn stem(&self) -> String {
@@ -52,6 +59,7 @@ impl Name {
 pub enum Kind {
     Segment(Name),
     Kept(Name),
+    Mark(Name),
 }
 
 /// What a file is by its name; none when it is not a segment.
@@ -60,6 +68,7 @@ pub fn kind(path: &Path) -> Option<Kind> {
     match path.extension()?.to_str()? {
         SEGMENT => Some(Kind::Segment(name)),
         KEPT => Some(Kind::Kept(name)),
+        MARK => Some(Kind::Mark(name)),
         _ => None,
     }
 }
@@ -78,6 +87,7 @@ mod tests {
         let dir = Path::new("/spool");
         assert_eq!(kind(&name.path(dir)), Some(Kind::Segment(name)));
         assert_eq!(kind(&name.kept_path(dir)), Some(Kind::Kept(name)));
+        assert_eq!(kind(&name.mark_path(dir)), Some(Kind::Mark(name)));
     }
 
     #[test]

@@ -311,14 +311,32 @@ async fn a_position_that_cannot_be_written_holds_nobody_up() {
     drainer.acknowledge(&stretch).await.unwrap_err();
     assert!(spool.is_idle(), "all of it is where it belongs");
     assert_eq!(bench.told.errors(), [ErrorKind::Position]);
+    assert_eq!(
+        bench.files("seg"),
+        [] as [PathBuf; 0],
+        "a full disk gets its room back"
+    );
     drop((spool, drainer));
     bench.faults.replacing_fails(false);
     let (spool, mut drainer) = bench.open();
-    assert_eq!(
-        drained(&spool, &mut drainer).await,
-        all(0..20),
-        "again, for nobody knew"
-    );
+    assert!(spool.is_idle());
+    append(&spool, 20..30).await;
+    assert_eq!(drained(&spool, &mut drainer).await, all(20..30));
+    assert_eq!(bench.told.lost(), 0);
+}
+
+#[tokio::test]
+async fn without_a_position_what_was_drained_comes_again() {
+    let bench = bench();
+    let (spool, mut drainer) = bench.open();
+    append(&spool, 0..20).await;
+    bench.faults.replacing_fails(true);
+    let stretch = drainer.next(5, 1 << 20).await.unwrap();
+    drainer.acknowledge(&stretch).await.unwrap_err();
+    drop((spool, drainer));
+    bench.faults.replacing_fails(false);
+    let (spool, mut drainer) = bench.open();
+    assert_eq!(drained(&spool, &mut drainer).await, all(0..20));
 }
 
 #[tokio::test]
@@ -379,12 +397,18 @@ async fn a_record_that_nobody_takes_is_kept() {
     let bench = bench();
     let (spool, mut drainer) = bench.open();
     append(&spool, 0..2).await;
-    let stretch = drainer.next(5, 1 << 20).await.unwrap();
+    append(&spool, 2..4).await;
+    let stretch = drainer.next(2, 1 << 20).await.unwrap();
     drainer.keep(&stretch.records()[1]);
     drainer.acknowledge(&stretch).await.unwrap();
+    drop((spool, drainer));
+    let (spool, mut drainer) = bench.open();
+    assert_eq!(drained(&spool, &mut drainer).await, all(2..4));
+    assert_eq!(bench.files("keep"), [] as [PathBuf; 0]);
     let kept = bench.files("kept");
     assert_eq!(kept.len(), 1);
-    assert!(std::fs::read(&kept[0]).unwrap().ends_with(b"record 1"));
+    let bytes = std::fs::read(&kept[0]).unwrap();
+    assert!(memchr::memmem::find(&bytes, b"record 1").is_some());
 }
 
 #[tokio::test]
@@ -402,6 +426,20 @@ async fn a_segment_that_is_gone_is_named_once_it_is_wanted() {
     let found = drained(&spool, &mut drainer).await;
     assert_eq!(found, [all(0..30), all(60..61)].concat());
     assert_eq!(bench.told.lost(), 30);
+}
+
+#[tokio::test]
+async fn a_first_segment_that_is_gone_is_missed_as_well() {
+    let bench = bench();
+    let (spool, drainer) = bench.open();
+    append(&spool, 0..30).await;
+    append(&spool, 30..60).await;
+    drop((spool, drainer));
+    std::fs::remove_file(&bench.files("seg")[0]).unwrap();
+    let (spool, mut drainer) = bench.open();
+    assert_eq!(bench.told.lost(), 30);
+    assert_eq!(drained(&spool, &mut drainer).await, all(30..60));
+    assert_eq!(bench.told.errors(), [ErrorKind::Damaged]);
 }
 
 #[tokio::test]

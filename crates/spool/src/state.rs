@@ -180,15 +180,42 @@ impl Shared {
     /// Writes down how far the spool is drained, then removes what nobody needs any more.
     pub fn persist(&self) -> Result<u64, SpoolError> {
         let seq = self.with(|state| state.acknowledged);
+        if let Err(error) = self.write_position(seq) {
+            self.observer.error(ErrorKind::Position);
+            if !self.is_idle() {
+                return Err(error);
+            }
+            // All is drained, and the disk may be full of just these files. With none left the position that stands
+            // there is as good as a later one.
+            self.clean(seq)?;
+            self.write_position(seq)?;
+        }
+        self.clean(seq)?;
+        Ok(seq)
+    }
+
+    fn write_position(&self, seq: u64) -> Result<(), SpoolError> {
         let path = self.dir.join(position::FILE);
         self.files
             .replace(&path, &position::encode(seq))
-            .map_err(|source| {
-                self.observer.error(ErrorKind::Position);
-                SpoolError::io("write", path, source)
-            })?;
-        self.clean(seq)?;
-        Ok(seq)
+            .map_err(|source| SpoolError::io("write", path, source))
+    }
+
+    /// Has a segment put aside instead of removed, once it is drained, be it after a restart.
+    pub fn keep(&self, wanted: impl Fn(&Segment) -> bool) {
+        let marked = self.with(|state| {
+            let mut segments = state.segments.iter_mut();
+            let segment = segments.find(|segment| wanted(segment) && !segment.keep)?;
+            segment.keep = true;
+            Some(segment.name)
+        });
+        let Some(name) = marked else {
+            return;
+        };
+        if let Err(error) = self.files.replace(&name.mark_path(&self.dir), b"") {
+            self.observer.error(ErrorKind::File);
+            tracing::error!(%error, "a file of the spool that is to be kept will not be, if the process ends now");
+        }
     }
 
     /// Removes the segments whose records all lie before `position`, or puts them aside.
@@ -197,7 +224,10 @@ impl Shared {
             let path = segment.name.path(&self.dir);
             let done = match segment.keep {
                 false => self.files.remove(&path),
-                true => self.files.rename(&path, &segment.name.kept_path(&self.dir)),
+                true => self
+                    .files
+                    .rename(&path, &segment.name.kept_path(&self.dir))
+                    .and_then(|()| self.files.remove(&segment.name.mark_path(&self.dir))),
             };
             done.map_err(|source| {
                 self.observer.error(ErrorKind::File);

@@ -4,7 +4,7 @@ use std::fmt;
 use std::sync::{Arc, OnceLock};
 
 use streamgauge_lifecycle::SharedClock;
-use streamgauge_spool::{ErrorKind, Observer, Spool};
+use streamgauge_spool::{ErrorKind, Observer, Spool, WeakSpool};
 use streamgauge_telemetry::Metrics;
 use streamgauge_telemetry::metric::{
     Collector, ConstGauge, Counter, DescriptorEncoder, EncodeLabelSet, EncodeMetric, Family,
@@ -33,7 +33,7 @@ struct Inner {
     lost: Counter,
     errors: Family<KindLabels, Counter>,
     /// Known once the spool is open.
-    spool: OnceLock<Spool>,
+    spool: OnceLock<WeakSpool>,
 }
 
 impl fmt::Debug for Inner {
@@ -92,9 +92,9 @@ impl SpoolMetrics {
     }
 
     /// From now on the gauges tell about this spool.
-    pub fn show(&self, spool: Spool) {
+    pub fn show(&self, spool: &Spool) {
         // There is one spool, and it is shown once.
-        let _ = self.inner.spool.set(spool);
+        let _ = self.inner.spool.set(spool.downgrade());
     }
 
     pub fn written(&self, events: usize, uncertain: usize) {
@@ -128,8 +128,9 @@ impl Observer for SpoolMetrics {
 impl Collector for Gauges {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), fmt::Error> {
         let spool = self.metrics.inner.spool.get();
-        let depth = spool.map(Spool::depth).unwrap_or_default();
-        let limit = spool.map_or(0, Spool::bytes_max);
+        let spool = spool.and_then(WeakSpool::upgrade);
+        let depth = spool.as_ref().map(Spool::depth).unwrap_or_default();
+        let limit = spool.as_ref().map_or(0, Spool::bytes_max);
         let age_us = depth
             .oldest_us
             .map_or(0, |oldest_us| self.clock.now_us().saturating_sub(oldest_us));

@@ -51,7 +51,7 @@ pub async fn open(
     let (spool, drainer) = tokio::task::spawn_blocking(opening)
         .await
         .unwrap_or(Err(SpoolError::Cut))?;
-    metrics.show(spool.clone());
+    metrics.show(&spool);
     let records = spool.depth().records;
     if records > 0 {
         tracing::info!(records, dir = %config.dir.display(), "the spool holds events of an earlier run");

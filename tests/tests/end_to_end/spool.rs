@@ -170,7 +170,7 @@ async fn accepted_events_wait_on_the_disk_whatever_is_killed() {
         let before = metric(&url, records).await.expect("it answers");
         system.process("producer").kill();
         system.process("producer").start_again();
-        let more = |records| records > before + 200.0;
+        let more = |records: f64| records > before + 200.0;
         until(
             "more events wait after a start without a log",
             &url,
