@@ -16,6 +16,7 @@ use crate::admission::settings::{
 use crate::error::ConfigError;
 use crate::event::EventLimits;
 use crate::event::json::DEPTH_LIMIT;
+use crate::spool::SpoolConfig;
 
 /// The memory that a request takes at most, as a multiple of the bytes of its body: as it came, and encoded anew.
 const REQUEST_MEMORY: usize = 3;
@@ -51,6 +52,8 @@ pub struct Config {
     pub admission: AdmissionConfig,
     /// When publishing is given a rest.
     pub breaker: BreakerConfig,
+    /// Where events wait while Kafka is away.
+    pub spool: SpoolConfig,
     /// How a failed publication is tried again, within the deadline of its request.
     pub retry: BackoffConfig,
     /// What the metrics tell apart.
@@ -82,6 +85,7 @@ impl Default for Config {
             rate_limit: RateLimitConfig::default(),
             admission: AdmissionConfig::default(),
             breaker: BreakerConfig::default(),
+            spool: SpoolConfig::default(),
             retry: BackoffConfig::default(),
             metrics: MetricsConfig::default(),
             telemetry: TelemetryConfig::default(),
@@ -373,7 +377,8 @@ impl Config {
                 String::from("it must be at least 1, as must topics.replication"),
             ),
         ];
-        match rules.into_iter().find(|(kept, ..)| !kept) {
+        let mut rules = rules.into_iter().chain(self.spool.rules(&self.publisher));
+        match rules.find(|(kept, ..)| !kept) {
             Some((_, setting, rule)) => Err(ConfigError { setting, rule }),
             None => Ok(()),
         }
@@ -394,7 +399,7 @@ mod tests {
     #[test]
     fn a_broken_rule_names_its_setting() {
         type Breaking = fn(&mut Config);
-        let cases: [(&str, Breaking); 14] = [
+        let cases: [(&str, Breaking); 17] = [
             ("publisher.delivery_timeout_ms", |config| {
                 config.publisher.delivery_timeout_ms = 9_001
             }),
@@ -441,6 +446,16 @@ mod tests {
                     ..TokenConfig::default()
                 });
                 config.admin.token = token;
+            }),
+            ("spool.segment_bytes", |config| {
+                config.spool.bytes_max = 1 << 20
+            }),
+            ("spool.drain_batch_events_max", |config| {
+                config.spool.drain_batch_events_max = 50_001
+            }),
+            ("publisher.message_bytes_max", |config| {
+                config.spool.enabled = true;
+                config.publisher.message_bytes_max = 16 << 20;
             }),
         ];
         for (setting, change) in cases {

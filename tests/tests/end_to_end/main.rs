@@ -4,4 +4,5 @@ mod bad_input;
 mod dead_letters;
 mod kills;
 mod session;
+mod spool;
 mod traces;
