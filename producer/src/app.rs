@@ -7,25 +7,27 @@ use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
 
-use streamgauge_kafka::admin::{self, TopicSpec};
-use streamgauge_kafka::{KafkaConfig, KafkaError, Publisher};
+use streamgauge_kafka::{Publisher, PublisherConfig};
 use streamgauge_lifecycle::{
     BoxError, Condition, EXIT_FAILED, EXIT_WRONG_SETTINGS, Health, Outcome, SharedClock, Shutdown,
     SystemClock, Tasks, fail, serve_http, signal, write_line,
 };
-use streamgauge_resilience::{Backoff, Breaker, BreakerState};
+use streamgauge_resilience::Breaker;
 use streamgauge_settings::ConfigArgs;
+use streamgauge_spool::Drainer;
 use streamgauge_telemetry::{Metrics, Tracer};
 use tokio::net::TcpListener;
 use tokio::time::Instant;
 
 use crate::admission::Admission;
 use crate::auth::Auth;
-use crate::config::{Config, TopicsConfig};
+use crate::config::Config;
 use crate::error::Error;
+use crate::find::{SpoolHealth, find_log};
 use crate::intake::Intake;
 use crate::metrics::{PUBLISH_BREAKER, ProducerMetrics};
 use crate::publish::{KafkaSink, Publishing, PublishingConfig, Sink};
+use crate::spool::{self, Drain, SpoolMetrics, Spooling};
 use crate::{grpc, http};
 
 /// The service's name in logs, traces and metrics.
@@ -33,9 +35,6 @@ pub const SERVICE: &str = "producer";
 
 /// What the names of environment variables begin with.
 pub const ENV_PREFIX: &str = "STREAMGAUGE_PRODUCER";
-
-/// The longest that one look for Kafka takes; a shutdown waits for it.
-const LOOK_MS_MAX: u64 = 3_000;
 
 /// Time for spans that are queued when the service ends.
 const TELEMETRY_DEADLINE: Duration = Duration::from_secs(2);
@@ -71,8 +70,22 @@ pub async fn run(config: Config, listeners: Listeners, deps: Deps) -> Result<(),
     let stats = metrics.stats_sink(config.publisher.queue_messages_max);
     let publisher = Publisher::new(&config.kafka, &config.publisher, Some(stats))?;
     let sink = KafkaSink::new(publisher.clone(), config.topics.events.clone());
-    let parts = Parts::new(&config, &deps, metrics, Box::new(sink));
-    let finding = find_log(config.topics.clone(), config.kafka.clone(), parts.clone());
+    let spool_metrics = SpoolMetrics::register(&deps.metrics, deps.clock.clone());
+    let (spool, drainer) = match config.spool.enabled {
+        true => Some(spool::open(&config.spool, spool_metrics.clone()).await?).unzip(),
+        false => (None, None),
+    };
+    let parts = Parts::new(&config, &deps, metrics, Box::new(sink), spool);
+    let drain = match drainer {
+        Some(drainer) => Some(drain(&config, drainer, &parts, spool_metrics)?),
+        None => None,
+    };
+    let finding = find_log(
+        config.topics.clone(),
+        config.kafka.clone(),
+        parts.clone(),
+        drain,
+    );
     let end = serve(&config, listeners, &deps, &parts, finding).await?;
     let left = publisher
         .drain(end.saturating_duration_since(Instant::now()))
@@ -83,6 +96,39 @@ pub async fn run(config: Config, listeners: Listeners, deps: Deps) -> Result<(),
     Ok(())
 }
 
+/// The one who brings the spool to Kafka, with a client of its own that gives no record up by itself.
+fn drain(
+    config: &Config,
+    drainer: Drainer,
+    parts: &Parts,
+    metrics: SpoolMetrics,
+) -> Result<Drain, Error> {
+    let mut kafka = config.kafka.clone();
+    kafka.client_id.push_str("-spool");
+    // A request that is lost on the way is sent again as soon as on the direct way.
+    let request_ms = config.publisher.delivery_timeout_ms.max(1_000);
+    kafka
+        .properties
+        .entry(String::from("request.timeout.ms"))
+        .or_insert_with(|| request_ms.to_string());
+    let publisher = PublisherConfig {
+        delivery_timeout_ms: i32::MAX as u32,
+        ..config.publisher.clone()
+    };
+    let publisher = Publisher::new(&kafka, &publisher, None)?;
+    Ok(Drain {
+        drainer,
+        sink: Box::new(KafkaSink::new(publisher, config.topics.events.clone())),
+        breaker: parts.breaker.clone(),
+        config: config.spool.clone(),
+        retry: config.retry.clone(),
+        stall: Duration::from_millis(config.limits.stall_ms),
+        grace: Duration::from_millis(config.shutdown_deadline_ms) / 2,
+        metrics,
+        stop: parts.stop.clone(),
+    })
+}
+
 /// What the tasks of the service share.
 #[derive(Clone)]
 pub(crate) struct Parts {
@@ -90,6 +136,7 @@ pub(crate) struct Parts {
     pub(crate) breaker: Breaker,
     pub(crate) health: Health,
     pub(crate) log: Condition,
+    pub(crate) spool: Option<SpoolHealth>,
     /// Closes the doors; raised a little after the shutdown.
     pub(crate) stop: Shutdown,
 }
@@ -100,6 +147,7 @@ impl Parts {
         deps: &Deps,
         metrics: ProducerMetrics,
         sink: Box<dyn Sink>,
+        spool: Option<Spooling>,
     ) -> Self {
         deps.tracer.register(&deps.metrics);
         let health = Health::new(SERVICE);
@@ -112,7 +160,13 @@ impl Parts {
         let intake = Intake {
             auth: Auth::new(&config.auth),
             admission: Arc::new(admission),
-            publishing: Publishing::new(sink, breaker.clone(), publishing, metrics.clone()),
+            publishing: Publishing::new(
+                sink,
+                spool.clone(),
+                breaker.clone(),
+                publishing,
+                metrics.clone(),
+            ),
             metrics,
             tracer: deps.tracer.clone(),
             clock: deps.clock.clone(),
@@ -123,15 +177,12 @@ impl Parts {
             intake: Arc::new(intake),
             breaker,
             log: health.condition("log"),
+            spool: spool.map(|spooling| {
+                SpoolHealth::new(spooling, health.condition("spool"), deps.clock.clone())
+            }),
             health,
             stop: Shutdown::new(),
         }
-    }
-
-    /// The topics are there.
-    pub(crate) fn open(&self) {
-        self.intake.admission.open();
-        self.log.up();
     }
 }
 
@@ -211,89 +262,6 @@ async fn close_doors(shutdown: Shutdown, parts: Parts, delay: Duration) -> Resul
     tokio::time::sleep(delay).await;
     parts.stop.trigger();
     Ok(())
-}
-
-/// Looks for the log until it is there, then watches over it.
-async fn find_log(topics: TopicsConfig, kafka: KafkaConfig, parts: Parts) {
-    let kafka = KafkaConfig {
-        request_timeout_ms: kafka.request_timeout_ms.min(LOOK_MS_MAX),
-        ..kafka
-    };
-    tokio::select! {
-        () = parts.stop.triggered() => {}
-        () = async {
-            ensure_topic(&topics, &kafka, &parts).await;
-            watch_log(&topics, &kafka, &parts).await;
-        } => {}
-    }
-}
-
-/// Creates the topic if need be, however long Kafka is away.
-async fn ensure_topic(topics: &TopicsConfig, kafka: &KafkaConfig, parts: &Parts) {
-    let spec = TopicSpec {
-        name: topics.events.clone(),
-        partitions: topics.partitions,
-        replication: topics.replication,
-        config: Vec::new(),
-    };
-    let mut connect = topics.connect.clone();
-    connect.attempts = 0;
-    let seed = uuid::Uuid::new_v4().as_u64_pair().0;
-    for wait in Backoff::new(&connect, seed) {
-        match look(kafka, &spec).await {
-            Ok(()) => {
-                tracing::info!(
-                    topic = topics.events,
-                    partitions = topics.partitions,
-                    "the log is there"
-                );
-                parts.open();
-                return;
-            }
-            Err(error) => {
-                // The longest wait bounds how often this is said; half of it at least keeps an eager draw in check.
-                let wait = wait.max(Duration::from_millis(connect.initial_ms / 2));
-                tracing::warn!(%error, retry_in_ms = wait.as_millis() as u64, "waiting for the log");
-                parts.log.down(error.to_string());
-                tokio::time::sleep(wait).await;
-            }
-        }
-    }
-}
-
-/// While the breaker is not closed: says in readiness whether Kafka answers.
-///
-/// Answering is all that readiness asks of it. A Kafka that answers and yet takes no record, its disk full, say, leaves
-/// the producer ready with its breaker open: it refuses submissions with 503 and a time to come back, alerts tell by the
-/// breaker's metrics, and the submissions that go on arriving are what finds out that Kafka takes records again. Were
-/// readiness to go down, no traffic would come, and the breaker would never close.
-async fn watch_log(topics: &TopicsConfig, kafka: &KafkaConfig, parts: &Parts) {
-    let interval = Duration::from_millis(topics.check_interval_ms.max(100));
-    loop {
-        tokio::time::sleep(interval).await;
-        if parts.breaker.state() == BreakerState::Closed {
-            parts.log.up();
-            continue;
-        }
-        match admin::partition_count(kafka, &topics.events).await {
-            // Up, although the breaker may still be open: only traffic can close it.
-            Ok(Some(_)) => parts.log.up(),
-            Ok(None) => parts
-                .log
-                .down(format!("topic {} does not exist", topics.events)),
-            Err(error) => parts.log.down(error.to_string()),
-        }
-    }
-}
-
-/// One look, on a thread that may block: the client waits for metadata without yielding.
-async fn look(kafka: &KafkaConfig, spec: &TopicSpec) -> Result<(), KafkaError> {
-    let (kafka, spec) = (kafka.clone(), spec.clone());
-    let runtime = tokio::runtime::Handle::current();
-    let look = move || runtime.block_on(admin::ensure_topics(&kafka, std::slice::from_ref(&spec)));
-    tokio::task::spawn_blocking(look)
-        .await
-        .unwrap_or(Err(KafkaError::Closed))
 }
 
 /// The whole program: reads the settings, starts telemetry, serves until a signal, drains.

@@ -13,6 +13,7 @@ use streamgauge_telemetry::TelemetryConfig;
 use crate::error::ConfigError;
 use crate::event::EventLimits;
 use crate::event::json::DEPTH_LIMIT;
+use crate::spool::SpoolConfig;
 
 /// The memory that a request takes at most, as a multiple of the bytes of its body: as it came, and encoded anew.
 const REQUEST_MEMORY: usize = 3;
@@ -42,6 +43,8 @@ pub struct Config {
     pub rate_limit: RateLimitConfig,
     /// When publishing is given a rest.
     pub breaker: BreakerConfig,
+    /// Where events wait while Kafka is away.
+    pub spool: SpoolConfig,
     /// How a failed publication is tried again, within the deadline of its request.
     pub retry: BackoffConfig,
     /// What the metrics tell apart.
@@ -70,6 +73,7 @@ impl Default for Config {
             auth: AuthConfig::default(),
             rate_limit: RateLimitConfig::default(),
             breaker: BreakerConfig::default(),
+            spool: SpoolConfig::default(),
             retry: BackoffConfig::default(),
             metrics: MetricsConfig::default(),
             telemetry: TelemetryConfig::default(),
@@ -349,7 +353,8 @@ impl Config {
                 String::from("it must be at least 1, as must topics.replication"),
             ),
         ];
-        match rules.into_iter().find(|(kept, ..)| !kept) {
+        let mut rules = rules.into_iter().chain(self.spool.rules(&self.publisher));
+        match rules.find(|(kept, ..)| !kept) {
             Some((_, setting, rule)) => Err(ConfigError { setting, rule }),
             None => Ok(()),
         }
@@ -368,7 +373,7 @@ mod tests {
     #[test]
     fn a_broken_rule_names_its_setting() {
         type Breaking = fn(&mut Config);
-        let cases: [(&str, Breaking); 8] = [
+        let cases: [(&str, Breaking); 11] = [
             ("publisher.delivery_timeout_ms", |config| {
                 config.publisher.delivery_timeout_ms = 9_001
             }),
@@ -392,6 +397,16 @@ mod tests {
                 config.auth.tokens.push(TokenConfig::default())
             }),
             ("topics.partitions", |config| config.topics.replication = 0),
+            ("spool.segment_bytes", |config| {
+                config.spool.bytes_max = 1 << 20
+            }),
+            ("spool.drain_batch_events_max", |config| {
+                config.spool.drain_batch_events_max = 50_001
+            }),
+            ("publisher.message_bytes_max", |config| {
+                config.spool.enabled = true;
+                config.publisher.message_bytes_max = 16 << 20;
+            }),
         ];
         for (setting, change) in cases {
             let mut config = Config::default();

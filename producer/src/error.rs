@@ -3,6 +3,7 @@
 use streamgauge_kafka::KafkaError;
 use streamgauge_lifecycle::{BindError, BoxError, ReflectionError};
 use streamgauge_proto::Problem;
+use streamgauge_spool::SpoolError;
 use streamgauge_telemetry::TraceContext;
 
 /// Two settings that do not go together, or one out of its range.
@@ -23,6 +24,9 @@ pub enum Error {
     /// A Kafka setting that the client refuses.
     #[error("the Kafka client could not be made")]
     Kafka(#[from] KafkaError),
+    /// The spool's folder cannot be used.
+    #[error("the spool could not be opened")]
+    Spool(#[from] SpoolError),
     #[error("the gRPC server failed")]
     Grpc(#[source] tonic::transport::Error),
     /// The descriptors of the services, which are part of the program.

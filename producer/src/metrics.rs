@@ -67,10 +67,14 @@ pub enum FailReason {
     Deadline,
     /// The client went away first.
     Abandoned,
+    /// Kafka was away, and the spool full.
+    SpoolFull,
+    /// Kafka was away, and the spool could not be written.
+    SpoolFailed,
 }
 
 impl FailReason {
-    pub const ALL: [Self; 9] = [
+    pub const ALL: [Self; 11] = [
         Self::RateLimited,
         Self::Overloaded,
         Self::BreakerOpen,
@@ -80,6 +84,8 @@ impl FailReason {
         Self::Refused,
         Self::Deadline,
         Self::Abandoned,
+        Self::SpoolFull,
+        Self::SpoolFailed,
     ];
 
     /// The name in metrics and logs.
@@ -94,6 +100,8 @@ impl FailReason {
             Self::Refused => "refused",
             Self::Deadline => "deadline",
             Self::Abandoned => "abandoned",
+            Self::SpoolFull => "spool_full",
+            Self::SpoolFailed => "spool_failed",
         }
     }
 
@@ -107,7 +115,9 @@ impl FailReason {
             | Self::TimedOut
             | Self::Unavailable
             | Self::Refused
-            | Self::Abandoned => ErrorCode::LogUnavailable,
+            | Self::Abandoned
+            | Self::SpoolFull
+            | Self::SpoolFailed => ErrorCode::LogUnavailable,
         }
     }
 
@@ -127,6 +137,12 @@ impl FailReason {
             | Self::Refused
             | Self::Abandoned => {
                 "the log did not acknowledge the event; retry with the same event id"
+            }
+            Self::SpoolFull => {
+                "the log is away and the spool is full; retry with the same event id"
+            }
+            Self::SpoolFailed => {
+                "the log is away and the spool cannot be written; retry with the same event id"
             }
         }
     }
@@ -386,7 +402,7 @@ impl Inner {
             );
             registry.register(
                 "events_accepted",
-                "Events that the log has acknowledged",
+                "Events that the log has acknowledged, or the spool has taken",
                 self.accepted.clone(),
             );
             registry.register(

@@ -1,7 +1,12 @@
 //! Writes the events of a request to the log and says what became of each.
 //!
-//! An event is acknowledged when Kafka says so and never otherwise. What failed in a way that may pass is tried again
-//! with the same payload, and so the same event id, until the request's deadline; whoever reads the log dedupes.
+//! An event is acknowledged when Kafka says so, or when it is synced into the spool, and never otherwise. What failed in
+//! a way that may pass is tried again with the same payload, and so the same event id, until the request's deadline;
+//! whoever reads the log dedupes.
+//!
+//! With a spool, what failed because Kafka is away goes there at once, whether it is certain that it was not written or
+//! not: the client would send it again in either case. A full queue is not such a failure: Kafka is there, and taking
+//! more than it can keep up with only moves the queue to the disk.
 
 use std::future::Future;
 use std::ops::Range;
@@ -19,6 +24,7 @@ use crate::admission::Refused;
 use crate::event::Batch;
 use crate::event::encode::Entry;
 use crate::metrics::{FailReason, ProducerMetrics};
+use crate::spool::{DrainSink, SpooledEvent, Spooling};
 
 /// The most events of one request that carry its trace: enough to follow, few enough to stay cheap.
 pub const TRACED_EVENTS_MAX: usize = 16;
@@ -90,12 +96,40 @@ impl Sink for KafkaSink {
                 headers: headers.map_or(&[], |headers| headers.as_slice()),
             })
         });
-        Box::pin(async move {
-            let mut failed = records.finish().await.failed;
-            failed.extend(held_back.map(|nth| (nth, PublishError::QueueFull)));
-            failed
-        })
+        Box::pin(outcome(records, held_back))
     }
+}
+
+impl DrainSink for KafkaSink {
+    fn write(
+        &self,
+        records: &[(i64, SpooledEvent<'_>)],
+    ) -> Pin<Box<dyn Future<Output = Failures> + Send>> {
+        let mut batch = self.publisher.batch();
+        let places: Vec<usize> = (0..records.len()).collect();
+        let held_back = queue_in_order(&places, |_, place| {
+            let (received_at_us, event) = &records[place];
+            let traced = event
+                .traceparent
+                .map(|header| [(TRACEPARENT, header.as_bytes())]);
+            batch.push(Record {
+                topic: &self.topic,
+                partition: None,
+                key: Some(event.key),
+                payload: Some(event.payload),
+                timestamp_ms: Some(received_at_us / 1_000),
+                headers: traced.as_ref().map_or(&[], |traced| traced.as_slice()),
+            })
+        });
+        Box::pin(outcome(batch, held_back))
+    }
+}
+
+/// How a batch ended of which the last records were not even queued.
+async fn outcome(batch: streamgauge_kafka::Batch, held_back: Range<usize>) -> Failures {
+    let mut failed = batch.finish().await.failed;
+    failed.extend(held_back.map(|nth| (nth, PublishError::QueueFull)));
+    failed
 }
 
 /// Queues records in their order until the queue is full, and returns which were held back. A slot may become free in
@@ -106,9 +140,10 @@ fn queue_in_order(places: &[usize], mut push: impl FnMut(usize, usize) -> Pushed
     full.map_or(places.len(), |nth| nth + 1)..places.len()
 }
 
-/// Publishes with retries and a circuit breaker.
+/// Publishes with retries and a circuit breaker, and with a spool if there is one.
 pub struct Publishing {
     sink: Box<dyn Sink>,
+    spool: Option<Spooling>,
     breaker: Breaker,
     config: PublishingConfig,
     metrics: ProducerMetrics,
@@ -167,12 +202,14 @@ impl Drop for Permit<'_> {
 impl Publishing {
     pub fn new(
         sink: Box<dyn Sink>,
+        spool: Option<Spooling>,
         breaker: Breaker,
         config: PublishingConfig,
         metrics: ProducerMetrics,
     ) -> Self {
         Self {
             sink,
+            spool,
             breaker,
             config,
             metrics,
@@ -188,6 +225,18 @@ impl Publishing {
         deadline: Instant,
     ) -> Result<Vec<Unacknowledged>, Refused> {
         let mut places = ready_places(batch);
+        if let Some(spool) = self.spool.as_ref().filter(|spool| spool.comes_first()) {
+            let writing = Writing {
+                batch,
+                places: &places,
+                traceparent,
+            };
+            return match spool.take(writing, 0, deadline).await {
+                Ok(()) => Ok(Vec::new()),
+                Err(FailReason::Deadline) => Ok(retry_all(&places, FailReason::Deadline)),
+                Err(reason) => Err(not_spooled(reason)),
+            };
+        }
         let mut lost = Vec::new();
         let mut waits = None;
         let mut first = true;
@@ -200,27 +249,48 @@ impl Publishing {
             let failures = match self.attempt(writing, deadline).await {
                 Attempt::Written(failures) => failures,
                 Attempt::Deadline => {
-                    lost.extend(
-                        places
-                            .iter()
-                            .map(|&index| retry(index, FailReason::Deadline)),
-                    );
+                    lost.extend(retry_all(&places, FailReason::Deadline));
                     break;
                 }
-                Attempt::Held(after) if first => return Err(held(after)),
-                Attempt::Held(_) => {
-                    lost.extend(
-                        places
-                            .iter()
-                            .map(|&index| retry(index, FailReason::BreakerOpen)),
-                    );
-                    break;
-                }
+                Attempt::Held(after) => match (&self.spool, first) {
+                    (None, true) => return Err(held(after)),
+                    (None, false) => {
+                        lost.extend(retry_all(&places, FailReason::BreakerOpen));
+                        break;
+                    }
+                    (Some(spool), _) => {
+                        let Err(reason) = spool.take(writing, 0, deadline).await else {
+                            break;
+                        };
+                        if first && reason != FailReason::Deadline {
+                            return Err(not_spooled(reason));
+                        }
+                        lost.extend(retry_all(&places, reason));
+                        break;
+                    }
+                },
             };
             if failures.is_empty() {
                 break;
             }
             first = false;
+            if let Some(spool) = self
+                .spool
+                .as_ref()
+                .filter(|spool| diverts(spool, &failures))
+            {
+                let uncertain = failures.iter().filter(|(_, error)| error.is_uncertain());
+                let uncertain = uncertain.count();
+                let again = sort_out(&places, failures, true, &mut lost);
+                let writing = Writing {
+                    places: &again,
+                    ..writing
+                };
+                if let Err(reason) = spool.take(writing, uncertain, deadline).await {
+                    lost.extend(retry_all(&again, reason));
+                }
+                break;
+            }
             let waits = waits.get_or_insert_with(|| {
                 Backoff::new(&self.config.retry, Uuid::new_v4().as_u64_pair().0)
             });
@@ -255,6 +325,12 @@ impl Publishing {
         permit.report((outage || acknowledged).then_some(!outage));
         Attempt::Written(failures)
     }
+}
+
+/// Whether what failed goes to the spool: Kafka is away, or has been, and these must not overtake what waits for it.
+/// All that may be tried again goes, so that the events of one user stay in their order.
+fn diverts(spool: &Spooling, failures: &Failures) -> bool {
+    failures.iter().any(|(_, error)| error.is_outage()) || spool.comes_first()
 }
 
 fn ready_places(batch: &Batch) -> Vec<usize> {
@@ -312,6 +388,18 @@ fn retry(index: usize, reason: FailReason) -> Unacknowledged {
     }
 }
 
+fn retry_all(places: &[usize], reason: FailReason) -> Vec<Unacknowledged> {
+    places.iter().map(|&index| retry(index, reason)).collect()
+}
+
+/// Nothing of the batch was tried, and the spool did not take it.
+fn not_spooled(reason: FailReason) -> Refused {
+    Refused {
+        problem: Problem::new(reason.code(), reason.message()),
+        reason,
+    }
+}
+
 fn held(after: Duration) -> Refused {
     let message =
         "the log could not be written just now and is given a rest; retry with the same event ids";
@@ -323,4 +411,4 @@ fn held(after: Duration) -> Refused {
 
 #[cfg(test)]
 #[path = "publish_tests.rs"]
-mod tests;
+pub(crate) mod tests;

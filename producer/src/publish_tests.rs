@@ -18,9 +18,22 @@ const SLACK: Duration = Duration::from_millis(400);
 
 /// A log that does as it was told, once for each write, and then takes everything.
 #[derive(Clone, Default)]
-struct Script {
+pub(crate) struct Script {
     outcomes: Arc<Mutex<VecDeque<Option<Failures>>>>,
     written: Arc<Mutex<Vec<Vec<usize>>>>,
+}
+
+impl Script {
+    pub(crate) fn with(outcomes: impl IntoIterator<Item = Option<Failures>>) -> Self {
+        let script = Self::default();
+        script.outcomes.lock().extend(outcomes);
+        script
+    }
+
+    /// The places of each write.
+    pub(crate) fn written(&self) -> Vec<Vec<usize>> {
+        self.written.lock().clone()
+    }
 }
 
 impl Sink for Script {
@@ -49,8 +62,7 @@ fn bench_with(
     attempts: u32,
     stall: Duration,
 ) -> Bench {
-    let script = Script::default();
-    script.outcomes.lock().extend(outcomes);
+    let script = Script::with(outcomes);
     let metrics = ProducerMetrics::register(&Metrics::new("producer"), &MetricsConfig::default());
     let config = BreakerConfig {
         consecutive_failures: 3,
@@ -65,6 +77,7 @@ fn bench_with(
     };
     let publishing = Publishing::new(
         Box::new(script.clone()),
+        None,
         breaker.clone(),
         PublishingConfig { retry, stall },
         metrics,
@@ -77,7 +90,7 @@ fn bench_with(
 }
 
 /// Three events fit to be published, with one that is not in their midst.
-fn batch() -> Batch {
+pub(crate) fn batch() -> Batch {
     let body =
         br#"[{"user_id":"a","event_type":"x"},{"event_type":"x"},{"user_id":"b","event_type":"x"},
         {"user_id":"c","event_type":"y"}]"#;
@@ -113,7 +126,7 @@ impl Bench {
     }
 
     fn written(&self) -> Vec<Vec<usize>> {
-        self.script.written.lock().clone()
+        self.script.written()
     }
 }
 

@@ -91,6 +91,8 @@ impl Default for UpConfig {
             consumer: streamgauge_consumer::Config::default(),
             analytics: streamgauge_analytics::Config::default(),
         };
+        // Next to the log, so that a log that cannot be written for a while costs no event.
+        config.producer.spool.enabled = true;
         // A laptop's system is nobody else's business unless its owner says so.
         for (_, listen) in config.listens() {
             listen.set_ip(IpAddr::V4(Ipv4Addr::LOCALHOST));
@@ -153,6 +155,9 @@ impl UpConfig {
         let default_store = streamgauge_analytics::Config::default().store.url;
         if self.analytics.store.url.expose() == default_store.expose() {
             self.analytics.store.url = sqlite(&self.data_dir);
+        }
+        if self.producer.spool.dir == streamgauge_producer::SpoolConfig::default().dir {
+            self.producer.spool.dir = self.data_dir.join("spool");
         }
         self.producer.topics.partitions = self.partitions;
         self.consumer.topics.partitions = self.partitions;
@@ -311,6 +316,8 @@ mod tests {
         })
         .expect("valid");
         assert_eq!(config.broker.data_dir, PathBuf::from("/d/log"));
+        assert!(config.producer.spool.enabled);
+        assert_eq!(config.producer.spool.dir, PathBuf::from("/d/spool"));
         assert_eq!(
             config.analytics.store.url.expose(),
             "sqlite:/d/analytics.db"

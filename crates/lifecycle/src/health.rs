@@ -45,7 +45,7 @@ pub struct HealthReport {
 pub struct ConditionReport {
     pub name: &'static str,
     pub ready: bool,
-    /// Why it is not ready; empty when it is.
+    /// Why it is not ready. When it is: what there is to say nevertheless, mostly nothing.
     pub detail: String,
 }
 
@@ -128,6 +128,11 @@ impl Condition {
         self.set(true, String::new());
     }
 
+    /// Met, with something to say about it.
+    pub fn up_with(&self, note: impl Into<String>) {
+        self.set(true, note.into());
+    }
+
     pub fn down(&self, reason: impl Into<String>) {
         self.set(false, reason.into());
     }
@@ -170,6 +175,9 @@ mod tests {
         assert!(!health.ready());
         auth.up();
         assert!(health.ready());
+        kafka.up_with("a replica is away");
+        assert!(health.ready());
+        assert_eq!(health.report().conditions[0].detail, "a replica is away");
         kafka.down("no broker answers");
         let report = health.report();
         assert!(!report.ready);
