@@ -158,6 +158,61 @@ impl System {
         system
     }
 
+    /// As [`System::start`], on the embedded log and SQLite, with a process for the log and one for each service, so
+    /// that each can be killed by itself.
+    pub async fn start_apart(settings: &[&str]) -> Self {
+        let ports = Ports {
+            producer: [free_port(), free_port()],
+            consumer: [free_port(), free_port()],
+            analytics: [free_port(), free_port()],
+            broker: free_port(),
+        };
+        let folder = tempfile::tempdir().expect("a folder can be made");
+        let (brokers, topics) = (local(ports.broker), Topics::usual());
+        let path = |name: &str| folder.path().join(name).display().to_string();
+        let mut arguments = vec![String::from("broker")];
+        set(&mut arguments, "broker.listen", &brokers);
+        set(&mut arguments, "broker.data_dir", &path("log"));
+        let mut processes = vec![Process::start("broker", arguments, folder.path())];
+        for service in ["producer", "consumer", "analytics"] {
+            let mut arguments = service_arguments(service, &ports, &topics, settings);
+            set(&mut arguments, "kafka.brokers", &brokers);
+            match service {
+                "producer" => {
+                    set(&mut arguments, "spool.enabled", "true");
+                    set(&mut arguments, "spool.dir", &path("spool"));
+                }
+                "analytics" => {
+                    let url = format!("sqlite:{}", path("analytics.db"));
+                    set(&mut arguments, "store.url", &url);
+                }
+                _ => {}
+            }
+            processes.push(Process::start(service, arguments, folder.path()));
+        }
+        let client = reqwest::Client::builder()
+            .timeout(Duration::from_secs(10))
+            .build()
+            .expect("a client without TLS can be built");
+        let mut system = Self {
+            processes,
+            ports,
+            folder,
+            client,
+            brokers,
+            topics,
+        };
+        system.ready().await;
+        system
+    }
+
+    /// The process of this name.
+    pub fn process(&mut self, name: &str) -> &mut Process {
+        let mut processes = self.processes.iter_mut();
+        let process = processes.find(|process| process.name() == name);
+        process.expect("a process of this system")
+    }
+
     /// The producer's base URL.
     pub fn producer(&self) -> String {
         format!("http://127.0.0.1:{}", self.ports.producer[0])

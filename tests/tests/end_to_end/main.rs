@@ -3,4 +3,5 @@
 mod bad_input;
 mod kills;
 mod session;
+mod spool;
 mod traces;
