@@ -122,17 +122,19 @@ pub async fn run(config: Config, listeners: Listeners, deps: Deps) -> Result<(),
             .await
             .map_err(BoxError::from)
     });
-    let control = grpc::Control {
-        board: board.clone(),
-        clock: Arc::clone(&deps.clock),
+    let services = grpc::Services {
+        control: grpc::Control {
+            board: board.clone(),
+            clock: Arc::clone(&deps.clock),
+        },
+        desk,
     };
     let (grpc_config, grpc_metrics) = (config.grpc.clone(), metrics.clone());
     let (grpc_health, closing) = (health.clone(), stop.clone());
     tasks.spawn("grpc", async move {
         grpc::serve(
             listeners.grpc,
-            control,
-            desk,
+            services,
             &grpc_config,
             &grpc_metrics,
             grpc_health,

@@ -39,6 +39,14 @@ pub struct Control {
     pub clock: SharedClock,
 }
 
+/// What is served.
+pub struct Services {
+    /// The owners.
+    pub control: Control,
+    /// Dead letters.
+    pub desk: Desk,
+}
+
 impl Control {
     fn status(&self) -> Response<StatusResponse> {
         Response::new(self.board.status(self.clock.now_us()))
@@ -75,8 +83,7 @@ impl ConsumerControl for Control {
 /// When the server cannot be set up or fails.
 pub async fn serve(
     listener: TcpListener,
-    control: Control,
-    desk: Desk,
+    services: Services,
     config: &GrpcConfig,
     metrics: &ConsumerMetrics,
     health: Health,
@@ -87,8 +94,9 @@ pub async fn serve(
     let names = [SERVICE_NAME, dead_letters_server::SERVICE_NAME];
     let ops = GrpcOps::start(health, &names, &descriptors, shutdown.clone()).await?;
     let request_bytes_max = config.request_kib_max.saturating_mul(1024);
-    let control = ConsumerControlServer::new(control).max_decoding_message_size(request_bytes_max);
-    let desk = DeadLettersServer::new(desk).max_decoding_message_size(request_bytes_max);
+    let control =
+        ConsumerControlServer::new(services.control).max_decoding_message_size(request_bytes_max);
+    let desk = DeadLettersServer::new(services.desk).max_decoding_message_size(request_bytes_max);
     let server = Server::builder()
         .tcp_nodelay(true)
         .concurrency_limit_per_connection(config.connection_calls_max as usize)

@@ -70,7 +70,7 @@ impl Filter {
     }
 
     /// Nothing that matches was refused before this time.
-    pub fn from_us(&self) -> Option<i64> {
+    pub fn not_before_us(&self) -> Option<i64> {
         self.times_us.0
     }
 

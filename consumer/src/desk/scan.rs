@@ -39,7 +39,7 @@ impl Scanner {
         let mut records = 0;
         for partition in 0..self.partitions {
             let ends = self.reader.watermarks(&self.topic, partition).await?;
-            let from = match filter.from_us() {
+            let from = match filter.not_before_us() {
                 None => ends.low,
                 Some(from_us) => {
                     let from_ms = from_us.div_euclid(1_000);
