@@ -53,6 +53,18 @@ simulate: setup ## Run the chain through SEEDS random schedules of crashes, zomb
 fuzz: setup ## Fuzz each reader of foreign bytes for FUZZ_SECONDS (60)
 	scripts/fuzz
 
+.PHONY: chaos
+chaos: setup ## Strike real processes, Kafka and PostgreSQL with the ten faults that matter most
+	scripts/chaos $(ARGS)
+
+.PHONY: chaos-full
+chaos-full: setup ## All faults at 1,000,000 events each (an hour and a half)
+	CHAOS_PROFILE=release scripts/chaos --full $(ARGS)
+
+.PHONY: chaos-mutations
+chaos-mutations: setup ## Prove that the fault harness can fail: one protection switched off at a time
+	scripts/chaos mutations $(ARGS)
+
 .PHONY: bench
 bench: setup ## Measure side by side with Kafka's own tools, in one run (about ten minutes)
 	scripts/bench

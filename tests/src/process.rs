@@ -14,10 +14,21 @@ use tokio::time::Instant;
 /// Longest wait for a process to end by itself.
 const STOP_DEADLINE: Duration = Duration::from_secs(40);
 
+/// What a process runs.
+#[derive(Clone, Debug)]
+pub struct Launch {
+    /// The executable.
+    pub binary: PathBuf,
+    /// Its arguments.
+    pub arguments: Vec<String>,
+    /// Its variables, beside `PATH`.
+    pub environment: Vec<(String, String)>,
+}
+
 /// One process of a system under test.
 pub struct Process {
     name: String,
-    arguments: Vec<String>,
+    launch: Launch,
     log: PathBuf,
     child: Option<Child>,
 }
@@ -25,10 +36,20 @@ pub struct Process {
 impl Process {
     /// Starts `streamgauge ARGUMENTS`, its output appended to `FOLDER/NAME.log`.
     pub fn start(name: &str, arguments: Vec<String>, folder: &Path) -> Self {
+        let launch = Launch {
+            binary: binary(),
+            arguments,
+            environment: Vec::new(),
+        };
+        Self::launch(name, launch, folder)
+    }
+
+    /// Starts what `launch` says, its output appended to `FOLDER/NAME.log`.
+    pub fn launch(name: &str, launch: Launch, folder: &Path) -> Self {
         let log = folder.join(format!("{name}.log"));
         let mut process = Self {
             name: name.to_owned(),
-            arguments,
+            launch,
             log,
             child: None,
         };
@@ -41,6 +62,29 @@ impl Process {
         &self.name
     }
 
+    /// Its process id while it runs.
+    pub fn pid(&self) -> Option<u32> {
+        self.child.as_ref().map(Child::id)
+    }
+
+    /// From the next start on it has these variables, beside `PATH`.
+    pub fn set_environment(&mut self, environment: Vec<(String, String)>) {
+        self.launch.environment = environment;
+    }
+
+    /// Sends it a signal by name, as in `STOP`; says whether it was there to get it.
+    pub fn signal(&self, signal: &str) -> bool {
+        let Some(pid) = self.pid() else {
+            return false;
+        };
+        Command::new("kill")
+            .arg(format!("-{signal}"))
+            .arg(pid.to_string())
+            .stderr(Stdio::null())
+            .status()
+            .is_ok_and(|status| status.success())
+    }
+
     /// Starts it with the same arguments, after it ended or was killed.
     pub fn start_again(&mut self) {
         assert!(self.child.is_none(), "{} runs already", self.name);
@@ -50,10 +94,11 @@ impl Process {
             .open(&self.log)
             .expect("the log file can be written");
         let errors = output.try_clone().expect("a file handle can be cloned");
-        let child = Command::new(binary())
-            .args(&self.arguments)
+        let child = Command::new(&self.launch.binary)
+            .args(&self.launch.arguments)
             .env_clear()
             .envs(std::env::var_os("PATH").map(|path| ("PATH", path)))
+            .envs(self.launch.environment.iter().cloned())
             .stdin(Stdio::null())
             .stdout(output)
             .stderr(errors)
@@ -71,16 +116,8 @@ impl Process {
 
     /// Asks it to drain with SIGTERM and waits; returns its exit code.
     pub async fn terminate(&mut self) -> Option<i32> {
+        assert!(self.signal("TERM"), "{} had ended before", self.name);
         let mut child = self.child.take().expect("it runs");
-        let asked = Command::new("kill")
-            .arg("-TERM")
-            .arg(child.id().to_string())
-            .status();
-        assert!(
-            asked.expect("kill runs").success(),
-            "{} had ended before",
-            self.name
-        );
         let end = Instant::now() + STOP_DEADLINE;
         loop {
             if let Some(status) = child.try_wait().expect("a child can be waited for") {

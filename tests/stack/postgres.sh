@@ -2,6 +2,7 @@
 # A PostgreSQL server on loopback, for tests and measurements.
 #   postgres.sh start    installs what is missing, starts, waits until it serves, prints its URL
 #   postgres.sh stop     stops what start started; its data goes too
+#   postgres.sh halt     stops it at once, as a crash would; the data stays
 #   postgres.sh url      prints its URL
 # Settings: STACK_DIR (data), POSTGRES_PORT.
 set -euo pipefail
@@ -40,6 +41,7 @@ case "${1:-}" in
       as_owner "'$(binaries)/pg_ctl' -D '$run/data' -m fast -w stop" >/dev/null 2>&1 || true
       rm -rf "$run"
     fi ;;
+  halt) as_owner "'$(binaries)/pg_ctl' -D '$run/data' -m immediate -w stop" >/dev/null ;;
   url) echo "$url" ;;
-  *) sed -n '2,6p' "$0"; exit 2 ;;
+  *) sed -n '2,7p' "$0"; exit 2 ;;
 esac

@@ -1,0 +1,163 @@
+//! Processes that are killed, stopped, drained, starved and joined.
+
+use std::time::Duration;
+
+use streamgauge_tests::system::number;
+use tokio::time::Instant;
+
+use super::READY_WITHIN;
+use crate::{failure::Failure, stack::PROXIED, trial::Trial};
+
+/// A member with a name of its own gets its partitions back without waiting for the group to give up on its former self.
+pub const KILLS_SETTINGS: [&str; 1] = ["consumer.group.instance_id=chaos"];
+
+/// How often a look is taken at what must change.
+const POLL: Duration = Duration::from_millis(10);
+
+/// SIGKILL for each service in turn, at random moments.
+pub async fn kills(trial: &mut Trial<'_>) -> Result<(), Failure> {
+    let mut slowest = Duration::ZERO;
+    for _ in 0..trial.size.kills {
+        for name in PROXIED {
+            let pause = Duration::from_millis(50)..Duration::from_millis(1_500);
+            trial.sleep_between(pause).await;
+            trial.system.kill(name);
+            trial.system.start_again(name);
+            let took = trial.ready_within(name, READY_WITHIN).await?;
+            slowest = slowest.max(took);
+        }
+    }
+    let kills = trial.size.kills;
+    trial.note(format!(
+        "{kills} kills of each service; slowest ready again {slowest:.1?}"
+    ));
+    trial.healed().await;
+    Ok(())
+}
+
+/// A consumer is stopped until its group has given its partitions away, and then goes on where it was.
+pub async fn zombie(trial: &mut Trial<'_>) -> Result<(), Failure> {
+    trial.system.add_consumer("consumer-2");
+    trial.ready_within("consumer-2", READY_WITHIN).await?;
+    for name in ["consumer", "consumer-2"] {
+        let there = trial.system.process(name).signal("STOP");
+        // Past the session time-out, so that the other one owns all partitions and moves the chain on.
+        tokio::time::sleep(Duration::from_secs(12)).await;
+        let continued = trial.system.process(name).signal("CONT");
+        trial.require(there && continued, || format!("{name} ended by itself"));
+        trial.healed().await;
+    }
+    Ok(())
+}
+
+/// SIGTERM for each service in turn, under load.
+pub async fn drain(trial: &mut Trial<'_>) -> Result<(), Failure> {
+    // The services' own deadlines, with a second for the process to end.
+    let deadlines = [("producer", 22), ("consumer", 11), ("analytics", 21)];
+    let rounds = if trial.size.full { 5 } else { 2 };
+    let mut spans = Vec::new();
+    for _ in 0..rounds {
+        for (name, seconds) in deadlines {
+            let pause = Duration::from_millis(500)..Duration::from_millis(1_500);
+            trial.sleep_between(pause).await;
+            let url = format!("{}/readyz", trial.system.url(name));
+            let watcher = tokio::spawn(not_ready(url));
+            let (code, took) = trial.system.terminate(name).await;
+            let ended = Instant::now();
+            watcher.abort();
+            if let Ok(Some(down)) = watcher.await {
+                spans.push((name, down, ended));
+            }
+            trial.require(code == Some(0), || format!("{name} ended with {code:?}"));
+            let most = Duration::from_secs(seconds);
+            trial.require(took <= most, || format!("{name} took {took:.1?} to drain"));
+            trial.note(format!("{name} drained in {took:.1?}"));
+            trial.system.start_again(name);
+            trial.ready_within(name, READY_WITHIN).await?;
+        }
+    }
+    trial.healed().await;
+    trial.finish_load().await?;
+    let errors: Vec<_> = trial.harvests()[0].seen.server_errors.clone();
+    let seen = spans.iter().filter(|span| span.0 == "producer").count();
+    trial.require(seen == rounds, || {
+        format!("the producer's readiness was seen to go down {seen} times in {rounds} drains")
+    });
+    for (name, down, ended) in spans {
+        let within = |error: &&(Instant, u16)| (down..ended).contains(&error.0);
+        let count = errors.iter().filter(within).count();
+        trial.require(count == 0, || {
+            format!("{count} answers with 5xx after the readiness of {name} had gone down")
+        });
+    }
+    Ok(())
+}
+
+/// The moment at which a service says that it is not ready. `None` when it never says so.
+async fn not_ready(url: String) -> Option<Instant> {
+    let client = reqwest::Client::new();
+    loop {
+        let answer = client.get(&url).send().await.ok()?;
+        if answer.status() != 200 {
+            return Some(Instant::now());
+        }
+        tokio::time::sleep(POLL).await;
+    }
+}
+
+/// The consumer runs a tenth of the time.
+pub async fn slow_consumer(trial: &mut Trial<'_>) -> Result<(), Failure> {
+    let before = trial.sampler.lag_peak();
+    let until = Instant::now() + trial.size.outage * 3;
+    while Instant::now() < until {
+        let stopped = trial.system.process("consumer").signal("STOP");
+        tokio::time::sleep(Duration::from_millis(180)).await;
+        let continued = trial.system.process("consumer").signal("CONT");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+        trial.require(stopped && continued, || {
+            String::from("the consumer ended by itself")
+        });
+    }
+    let peak = trial.sampler.lag_peak();
+    trial.note(format!(
+        "the lag rose from {before} to {peak} events at most"
+    ));
+    trial.healed().await;
+    Ok(())
+}
+
+/// A second consumer joins and leaves, by turns in order and without a word.
+pub async fn storm(trial: &mut Trial<'_>) -> Result<(), Failure> {
+    let (name, mut there) = ("consumer-2", false);
+    let mut slowest = u64::MAX;
+    for change in 0..trial.size.changes {
+        let before = covered(trial).await?;
+        match (there, change % 4) {
+            (false, _) if change == 0 => trial.system.add_consumer(name),
+            (false, _) => trial.system.start_again(name),
+            (true, 1) => {
+                let (code, _) = trial.system.terminate(name).await;
+                trial.require(code == Some(0), || format!("{name} ended with {code:?}"));
+            }
+            (true, _) => trial.system.kill(name),
+        }
+        there = !there;
+        tokio::time::sleep(Duration::from_secs(10)).await;
+        let moved = covered(trial).await?.saturating_sub(before);
+        slowest = slowest.min(moved);
+        trial.require(moved > 0, || {
+            format!("nothing was counted after change {change}")
+        });
+    }
+    trial.note(format!(
+        "at least {slowest} offsets were covered in each 10 s"
+    ));
+    trial.healed().await;
+    Ok(())
+}
+
+/// Source offsets that are accounted for.
+async fn covered(trial: &Trial<'_>) -> Result<u64, Failure> {
+    let ledger = trial.system.ask("/v1/ledger").await?;
+    Ok(number(&ledger["total"]["head"]))
+}
