@@ -142,38 +142,6 @@ async fn outcome(batch: streamgauge_kafka::Batch, held_back: Range<usize>) -> Fa
     failed
 }
 
-impl DrainSink for KafkaSink {
-    fn write(
-        &self,
-        records: &[(i64, SpooledEvent<'_>)],
-    ) -> Pin<Box<dyn Future<Output = Failures> + Send>> {
-        let mut batch = self.publisher.batch();
-        let places: Vec<usize> = (0..records.len()).collect();
-        let held_back = queue_in_order(&places, |_, place| {
-            let (received_at_us, event) = &records[place];
-            let traced = event
-                .traceparent
-                .map(|header| [(TRACEPARENT, header.as_bytes())]);
-            batch.push(Record {
-                topic: &self.topic,
-                partition: None,
-                key: Some(event.key),
-                payload: Some(event.payload),
-                timestamp_ms: Some(received_at_us / 1_000),
-                headers: traced.as_ref().map_or(&[], |traced| traced.as_slice()),
-            })
-        });
-        Box::pin(outcome(batch, held_back))
-    }
-}
-
-/// How a batch ended of which the last records were not even queued.
-async fn outcome(batch: streamgauge_kafka::Batch, held_back: Range<usize>) -> Failures {
-    let mut failed = batch.finish().await.failed;
-    failed.extend(held_back.map(|nth| (nth, PublishError::QueueFull)));
-    failed
-}
-
 /// Queues records in their order until the queue is full, and returns which were held back. A slot may become free in
 /// the meantime; were it used, a user's later event would come before the earlier one, which is written again later.
 fn queue_in_order(places: &[usize], mut push: impl FnMut(usize, usize) -> Pushed) -> Range<usize> {
