@@ -132,14 +132,15 @@ async fn allowances_are_told_and_what_is_told_holds() {
 
     // Another credential has its own, and both share what their address has.
     let other = [("authorization", "Bearer t-batch")];
-    let answer = producer.post_with("/v1/events", &other, events(10)).await;
-    assert_eq!(answer.status, 200);
-    assert!(parameter(&answer, "ratelimit", "address", "r") < 100);
     let answer = producer.post_with("/v1/events", &other, events(11)).await;
     assert_eq!(
         (answer.status, answer.code().as_str()),
         (413, "too_many_events")
     );
+    assert_eq!(answer.header("retry-after"), None, "it can never pass");
+    let answer = producer.post_with("/v1/events", &other, events(10)).await;
+    assert_eq!(answer.status, 200);
+    assert!(parameter(&answer, "ratelimit", "address", "r") < 100);
     assert_eq!(
         producer.metric("rate_limiter_keys{scope=\"credential\"}"),
         2.0

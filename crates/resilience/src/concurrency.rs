@@ -31,9 +31,13 @@ const LOSS_GRADIENT: f64 = 0.9;
 /// By how much the limit grows at a time.
 const GROWTH: f64 = 1.1;
 
-/// How much of a new measurement goes into a baseline, on its way down and up.
-const BASELINE_DOWN: f64 = 0.3;
-const BASELINE_UP: f64 = 0.05;
+/// How much of what was measured on a nearly idle service goes into a baseline. The same both ways: were it more on the
+/// way down, a baseline would follow the quickest of varying latencies, and what is usual would count as slow.
+const BASELINE_QUIET: f64 = 0.1;
+
+/// Below which share of its baseline a busy service must be for the baseline to be wrong, and how much of that goes in.
+const BASELINE_WRONG: f64 = 0.75;
+const BASELINE_BUSY: f64 = 0.3;
 
 /// The settings of the limit. A unit is what the caller takes for one.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -133,13 +137,11 @@ impl Size {
         self.baseline = match (self.baseline, quiet) {
             (None, Some(quiet)) => Some(quiet),
             (None, None) => may_guess.then_some(self.shortest),
-            (Some(baseline), Some(quiet)) if quiet > baseline => {
-                Some(baseline + BASELINE_UP * (quiet - baseline))
+            (Some(baseline), Some(quiet)) => Some(baseline + BASELINE_QUIET * (quiet - baseline)),
+            (Some(baseline), None) if average < baseline * BASELINE_WRONG => {
+                Some(baseline + BASELINE_BUSY * (average - baseline))
             }
-            (Some(baseline), quiet) => {
-                let least = quiet.unwrap_or(average).min(baseline);
-                Some(baseline + BASELINE_DOWN * (least - baseline))
-            }
+            (known, None) => known,
         };
     }
 }

@@ -228,6 +228,18 @@ fn ten_times_the_capacity_costs_neither_latency_nor_throughput_and_is_forgotten(
 }
 
 #[test]
+fn a_service_whose_latency_varies_is_left_alone_at_half_its_capacity() {
+    for seed in 0..10 {
+        let mut world = World::new(&small(), Service::new(WORKERS, about_10_ms));
+        world.random = StdRng::seed_from_u64(seed);
+        world.open_loop(CAPACITY / 10.0, 20);
+        world.open_loop(CAPACITY * 10.0, 10);
+        world.open_loop(CAPACITY / 2.0, 5);
+        assert_eq!(world.open_loop(CAPACITY / 2.0, 20).refused, 0, "{seed}");
+    }
+}
+
+#[test]
 fn an_overload_from_the_first_moment_on_is_borne_as_well() {
     let mut alone = World::new(&small(), Service::new(WORKERS, about_10_ms));
     let p99 = alone.open_loop(CAPACITY / 10.0, 20).p99();
