@@ -18,6 +18,8 @@ mod grpc;
 mod http;
 mod metrics;
 mod monitor;
+#[cfg(feature = "mutations")]
+pub mod mutation;
 mod owner;
 mod status;
 mod trace;
