@@ -19,6 +19,8 @@ mod grpc;
 mod http;
 mod metrics;
 mod monitor;
+#[cfg(feature = "mutations")]
+pub mod mutation;
 mod owner;
 pub mod provenance;
 mod status;

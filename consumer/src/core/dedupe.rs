@@ -130,6 +130,10 @@ impl Dedupe {
                 slot.tagged = identity | u64::from(current);
                 Self::moved(&mut self.generations, before);
             }
+            #[cfg(feature = "mutations")]
+            if crate::mutation::is_off() {
+                return Seen::New;
+            }
             return Seen::Duplicate;
         }
         let slot = Slot {

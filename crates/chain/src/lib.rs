@@ -10,6 +10,8 @@
 
 pub mod delta;
 mod ledger;
+#[cfg(feature = "mutations")]
+pub mod mutation;
 mod rule;
 pub mod sketch;
 

@@ -290,6 +290,10 @@ impl PublisherConfig {
                 "request.timeout.ms",
                 self.delivery_timeout_ms.clamp(1_000, 30_000).to_string(),
             );
+        #[cfg(feature = "mutations")]
+        if crate::mutation::is_off() {
+            client.set("enable.idempotence", "false");
+        }
     }
 }
 

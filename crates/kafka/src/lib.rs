@@ -14,6 +14,8 @@ mod follower;
 mod group;
 mod mailbox;
 mod murmur2;
+#[cfg(feature = "mutations")]
+pub mod mutation;
 mod patience;
 mod poller;
 mod publisher;

@@ -43,7 +43,10 @@ pub struct Options {
     /// Where the report and the logs of failed runs go
     #[arg(long, value_name = "FOLDER", default_value = "target/chaos")]
     pub output: PathBuf,
-    /// Switch one protection of a binary built with the feature `mutations` off
+    /// Keep the logs of the processes of every run, not only of those that failed
+    #[arg(long)]
+    pub keep_logs: bool,
+    /// Switch one protection of `streamgauge-mutant` off: chain, dedupe or idempotence
     #[arg(long, value_name = "NAME")]
     pub mutation: Option<String>,
     /// Succeed only if every run finds losses or doubles: a harness that cannot fail proves nothing

@@ -36,8 +36,8 @@ pub enum Ground<'a> {
     Stack {
         /// The components.
         stack: &'a Stack,
-        /// Services reach Kafka through toxiproxy, by the listeners of [`PROXIED`].
-        proxied: bool,
+        /// These services reach Kafka through toxiproxy, by the listeners of [`PROXIED`].
+        proxied: &'static [&'static str],
         /// The port by which analytics reaches PostgreSQL.
         postgres_port: u16,
     },
@@ -164,23 +164,26 @@ impl System {
         &mut self,
         blueprint: &Blueprint<'_>,
         stack: &Stack,
-        proxied: bool,
+        proxied: &[&str],
         database: &str,
     ) {
         for (place, service) in PROXIED.into_iter().enumerate() {
-            let brokers = if proxied {
-                local(stack.kafka_proxies[place].1)
-            } else {
-                self.brokers.clone()
-            };
             let mut arguments = self.service_arguments(service, &blueprint.settings);
-            set(&mut arguments, "kafka.brokers", brokers);
             if service == "analytics" {
                 set(&mut arguments, "store.url", database.to_owned());
             }
             if service == "consumer" {
+                // One that comes later reaches Kafka straight.
                 self.consumer.arguments.clone_from(&arguments);
+                let brokers = self.brokers.clone();
+                set(&mut self.consumer.arguments, "kafka.brokers", brokers);
             }
+            let brokers = if proxied.contains(&service) {
+                local(stack.kafka_proxies[place].1)
+            } else {
+                self.brokers.clone()
+            };
+            set(&mut arguments, "kafka.brokers", brokers);
             listen(&mut arguments, self.ports[service]);
             self.launch(service, arguments, &blueprint.environment);
         }

@@ -216,7 +216,7 @@ impl<'a> Trial<'a> {
         } else {
             Verdict::Failed
         };
-        if self.row.verdict == Verdict::Failed {
+        if self.row.verdict == Verdict::Failed || self.options.keep_logs {
             let folder = self
                 .options
                 .output

@@ -1,6 +1,6 @@
 //! Clocks that are an hour off: those of clients by what they say, those of a service by libfaketime.
 
-use std::{path::PathBuf, time::Duration};
+use std::time::Duration;
 
 use super::READY_WITHIN;
 use crate::{
@@ -22,13 +22,13 @@ pub fn setup(setup: &mut Setup<'_>) {
 /// jumps: log time follows the producer's clock, and a retry across a jump ahead of more than the dedupe horizon is
 /// not recognised.
 pub async fn clocks(trial: &mut Trial<'_>) -> Result<(), Failure> {
-    let library = library()?;
+    let libraries = libraries()?;
     for name in ["analytics", "consumer", "producer"] {
         for off in [-HOUR, HOUR, 0] {
             let (code, _) = trial.system.terminate(name).await;
             trial.require(code == Some(0), || format!("{name} ended with {code:?}"));
             let process = trial.system.process(name);
-            process.set_environment(environment(&library, off));
+            process.set_environment(environment(&libraries, off));
             trial.system.start_again(name);
             trial.ready_within(name, READY_WITHIN * 2).await?;
             tokio::time::sleep(SPELL).await;
@@ -39,12 +39,12 @@ pub async fn clocks(trial: &mut Trial<'_>) -> Result<(), Failure> {
 }
 
 /// Shifts the wall clock of a process; durations go by the right clock.
-fn environment(library: &PathBuf, off_s: i64) -> Vec<(String, String)> {
+fn environment(libraries: &str, off_s: i64) -> Vec<(String, String)> {
     if off_s == 0 {
         return Vec::new();
     }
     [
-        ("LD_PRELOAD", library.display().to_string()),
+        ("LD_PRELOAD", libraries.to_owned()),
         ("FAKETIME", format!("{off_s:+}")),
         ("FAKETIME_DONT_FAKE_MONOTONIC", String::from("1")),
     ]
@@ -52,16 +52,11 @@ fn environment(library: &PathBuf, off_s: i64) -> Vec<(String, String)> {
     .into()
 }
 
-/// Debian's libfaketime for programs with threads.
-fn library() -> Result<PathBuf, Failure> {
-    let folders = std::fs::read_dir("/usr/lib").map_err(Failure::io("/usr/lib"))?;
-    let candidates = folders
-        .flatten()
-        .map(|folder| folder.path().join("faketime/libfaketimeMT.so.1"));
-    let mut found = candidates.filter(|path| path.exists());
-    found.next().ok_or_else(|| {
+/// What to preload: libfaketime, and what lets it reach librdkafka.
+fn libraries() -> Result<String, Failure> {
+    std::env::var("STREAMGAUGE_CHAOS_FAKETIME").map_err(|_| {
         Failure::Unmet(String::from(
-            "libfaketimeMT.so.1 is not there: apt-get install faketime",
+            "STREAMGAUGE_CHAOS_FAKETIME is not set; run scripts/chaos, which sets it",
         ))
     })
 }

@@ -35,7 +35,7 @@ pub async fn full(row: Row, options: &Options, stack: &Stack) -> Row {
         settings: Vec::new(),
         ground: Ground::Stack {
             stack: &stack,
-            proxied: false,
+            proxied: &[],
             postgres_port: stack.postgres_port,
         },
         load: Some(Box::new(|_| {})),

@@ -69,7 +69,7 @@ pub const FAULTS: [Entry; 17] = [
         2,
         "zombie",
         true,
-        "a consumer stopped past its session time-out while another takes over, then continued",
+        "a consumer stopped, then one whose writes are held up, past its session time-out while another takes over",
     ),
     entry(
         Fault::Drain,
@@ -247,16 +247,15 @@ async fn setup<'a>(fault: Fault, stack: &'a Stack) -> Result<Setup<'a>, Failure>
         settings: Vec::new(),
         ground: Ground::Stack {
             stack,
-            proxied: false,
+            proxied: &[],
             postgres_port: stack.postgres_port,
         },
         load: Some(Box::new(|_| {})),
     };
     match fault {
         Fault::Kills => setup.settings = processes::KILLS_SETTINGS.map(String::from).into(),
-        Fault::Zombie | Fault::Storm => {
-            setup.settings = vec![String::from("consumer.group.session_timeout_ms=6000")];
-        }
+        Fault::Storm => setup.settings = vec![String::from(processes::SHORT_SESSION)],
+        Fault::Zombie => processes::setup_zombie(&mut setup, stack).await?,
         Fault::Drain => {
             setup.settings = vec![String::from("producer.shutdown_delay_ms=1000")];
         }
@@ -274,7 +273,7 @@ async fn setup<'a>(fault: Fault, stack: &'a Stack) -> Result<Setup<'a>, Failure>
 async fn strike(fault: Fault, trial: &mut Trial<'_>, stack: &Stack) -> Result<(), Failure> {
     match fault {
         Fault::Kills => processes::kills(trial).await,
-        Fault::Zombie => processes::zombie(trial).await,
+        Fault::Zombie => processes::zombie(trial, stack).await,
         Fault::Drain => processes::drain(trial).await,
         Fault::SlowConsumer => processes::slow_consumer(trial).await,
         Fault::Storm => processes::storm(trial).await,

@@ -44,7 +44,7 @@ pub async fn setup_network(setup: &mut Setup<'_>, stack: &Stack) -> Result<(), F
         stack.toxiproxy.proxy(name, told, own).await?;
     }
     if let Ground::Stack { proxied, .. } = &mut setup.ground {
-        *proxied = true;
+        *proxied = &PROXIED;
     }
     setup.settings = vec![String::from("producer.retry.attempts=1")];
     Ok(())

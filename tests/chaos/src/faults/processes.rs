@@ -6,10 +6,25 @@ use streamgauge_tests::system::number;
 use tokio::time::Instant;
 
 use super::READY_WITHIN;
-use crate::{failure::Failure, stack::PROXIED, trial::Trial};
+use crate::{
+    failure::Failure,
+    stack::{PROXIED, Stack},
+    system::Ground,
+    toxiproxy::{Stream, Toxic},
+    trial::{Setup, Trial},
+};
 
 /// A member with a name of its own gets its partitions back without waiting for the group to give up on its former self.
 pub const KILLS_SETTINGS: [&str; 1] = ["consumer.group.instance_id=chaos"];
+
+/// The shortest session that Kafka grants by default, in milliseconds.
+pub const SHORT_SESSION: &str = "consumer.group.session_timeout_ms=6000";
+/// Long enough for the group to give the partitions to another member.
+const PAST_SESSION: Duration = Duration::from_secs(12);
+/// How often a consumer's writes are held up.
+const ZOMBIE_ROUNDS: usize = 2;
+/// The consumer's place among the services with a proxy.
+const CONSUMER: usize = 1;
 
 /// How often a look is taken at what must change.
 const POLL: Duration = Duration::from_millis(10);
@@ -35,19 +50,51 @@ pub async fn kills(trial: &mut Trial<'_>) -> Result<(), Failure> {
     Ok(())
 }
 
-/// A consumer is stopped until its group has given its partitions away, and then goes on where it was.
-pub async fn zombie(trial: &mut Trial<'_>) -> Result<(), Failure> {
+/// The consumer reaches Kafka through a proxy, so that its writes can be held up.
+pub async fn setup_zombie(setup: &mut Setup<'_>, stack: &Stack) -> Result<(), Failure> {
+    let (own, told) = stack.kafka_proxies[CONSUMER];
+    stack.toxiproxy.proxy(PROXIED[CONSUMER], told, own).await?;
+    if let Ground::Stack { proxied, .. } = &mut setup.ground {
+        *proxied = &["consumer"];
+    }
+    setup.settings = vec![String::from(SHORT_SESSION)];
+    Ok(())
+}
+
+/// A consumer is stopped until its group has given its partitions away, and then goes on where it was. Then, surer than
+/// any luck with signals: its batches and heartbeats are held up on their way, and arrive when another consumer has
+/// moved the chain on long since.
+pub async fn zombie(trial: &mut Trial<'_>, stack: &Stack) -> Result<(), Failure> {
     trial.system.add_consumer("consumer-2");
     trial.ready_within("consumer-2", READY_WITHIN).await?;
     for name in ["consumer", "consumer-2"] {
         let there = trial.system.process(name).signal("STOP");
-        // Past the session time-out, so that the other one owns all partitions and moves the chain on.
-        tokio::time::sleep(Duration::from_secs(12)).await;
+        tokio::time::sleep(PAST_SESSION).await;
         let continued = trial.system.process(name).signal("CONT");
         trial.require(there && continued, || format!("{name} ended by itself"));
         trial.healed().await;
     }
+    let proxy = stack.toxiproxy.existing(PROXIED[CONSUMER]);
+    for _ in 0..ZOMBIE_ROUNDS {
+        let before = void_batches(trial).await?;
+        proxy
+            .add(Toxic::Latency(60_000, 0), Stream::Up, 1.0)
+            .await?;
+        tokio::time::sleep(PAST_SESSION).await;
+        // What was held up comes through now.
+        proxy.heal().await?;
+        trial.healed().await;
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        let void = void_batches(trial).await? - before;
+        trial.note(format!("{void} late batches were void"));
+    }
     Ok(())
+}
+
+/// Batches that counted for nobody.
+async fn void_batches(trial: &Trial<'_>) -> Result<u64, Failure> {
+    let ledger = trial.system.ask("/v1/ledger").await?;
+    Ok(number(&ledger["total"]["void_batches"]))
 }
 
 /// SIGTERM for each service in turn, under load.

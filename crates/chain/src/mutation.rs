@@ -1,0 +1,16 @@
+//! Only in builds with the feature `mutations`, which no product has: switches the check of the chain off, so that the fault harness
+//! can prove that it would notice.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+
+static OFF: AtomicBool = AtomicBool::new(false);
+
+/// Switches the check of the chain off for the rest of the process's life.
+pub fn switch_off() {
+    OFF.store(true, Ordering::Relaxed);
+}
+
+/// Whether it is off.
+pub(crate) fn is_off() -> bool {
+    OFF.load(Ordering::Relaxed)
+}
