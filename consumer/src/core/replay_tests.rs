@@ -103,13 +103,16 @@ fn hand_in(replay: &mut Replay, source: &[Entry], range: std::ops::Range<i64>) {
     replay.reach(range.end).expect("reached");
 }
 
+/// A series, the start of a bucket, a key.
+type At = (String, i64, Vec<String>);
+
 /// What batches add up to.
 #[derive(Debug, Default, PartialEq)]
 struct Sum {
     outcomes: Vec<(&'static str, u64)>,
-    cells: BTreeMap<(String, i64, Vec<String>), (u64, u64, f64, f64)>,
+    cells: BTreeMap<At, (u64, u64, f64, f64)>,
     pages: BTreeMap<(String, String), (u64, i64)>,
-    users: BTreeMap<(String, i64, Vec<String>), String>,
+    users: BTreeMap<At, String>,
 }
 
 fn sum(batches: &[Bytes]) -> Sum {
