@@ -19,7 +19,7 @@ use crate::{
     context::Context,
     group::{Ended, spawn_poller},
     mailbox::{Command, Commands, Mailbox},
-    poller::{Poller, Slot},
+    poller::{Poller, Resting, Slot},
 };
 
 impl rdkafka::consumer::ConsumerContext for Context {}
@@ -75,6 +75,7 @@ impl Follower {
             runtime: Handle::current(),
             slots,
             fallen: BTreeSet::new(),
+            resting: Resting::default(),
         };
         let (thread, ended) = spawn_poller(poller)?;
         Ok(Self {

@@ -30,7 +30,7 @@ use crate::{
     GroupConfig, KafkaConfig, KafkaError, Polled, StatsSink, context,
     mailbox::{Command, Commands, Mailbox},
     patience::ask,
-    poller::{Poller, commit, one},
+    poller::{Poller, Resting, commit, one},
     stats::Stats,
 };
 
@@ -107,6 +107,7 @@ impl GroupReader {
             runtime: Handle::current(),
             slots: Vec::new(),
             fallen: BTreeSet::new(),
+            resting: Resting::default(),
         };
         let (thread, ended) = spawn_poller(poller)?;
         let reader = Self {
@@ -277,6 +278,7 @@ impl ConsumerContext for GroupContext {
             consumer.rebalance_protocol(),
             RebalanceProtocol::Cooperative
         );
+        self.commands.note_rebalance();
         let result = if event == RDKafkaRespErr::RD_KAFKA_RESP_ERR__ASSIGN_PARTITIONS {
             self.assign(consumer, list, partitions, cooperative)
         } else {

@@ -2,7 +2,10 @@
 
 use std::{
     collections::VecDeque,
-    sync::mpsc::{Receiver, RecvTimeoutError, TryRecvError},
+    sync::{
+        atomic::{AtomicU64, Ordering},
+        mpsc::{Receiver, RecvTimeoutError, TryRecvError},
+    },
     time::Duration,
 };
 
@@ -62,6 +65,7 @@ pub(crate) enum Command {
 pub(crate) struct Commands {
     receiver: Mutex<Receiver<Command>>,
     aside: Mutex<VecDeque<Command>>,
+    rebalances: AtomicU64,
 }
 
 impl Commands {
@@ -69,7 +73,18 @@ impl Commands {
         Self {
             receiver: Mutex::new(receiver),
             aside: Mutex::default(),
+            rebalances: AtomicU64::new(0),
         }
+    }
+
+    /// A rebalance has given or taken partitions: what the loop knows of them no longer holds.
+    pub(crate) fn note_rebalance(&self) {
+        self.rebalances.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// How many rebalances there were.
+    pub(crate) fn rebalances(&self) -> u64 {
+        self.rebalances.load(Ordering::Relaxed)
     }
 
     /// The next command, those that were set aside first.

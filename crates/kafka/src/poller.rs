@@ -43,6 +43,17 @@ pub(crate) struct Poller<C: ConsumerContext + 'static> {
     /// Partitions of which one or another has left its log; librdkafka does not say which. One that
     /// has takes no seek any more and must be assigned anew.
     pub(crate) fallen: BTreeSet<i32>,
+    /// Partitions without an owner yet that were left out when all were assigned anew.
+    pub(crate) resting: Resting,
+}
+
+/// Partitions that the group has given to this client and that the client does not fetch: at which
+/// offset they begin is their owners' to say, and any other may be one that retention has taken.
+#[derive(Default)]
+pub(crate) struct Resting {
+    partitions: BTreeSet<i32>,
+    /// The rebalance after which they were set aside; another one makes them void.
+    rebalance: u64,
 }
 
 /// What the loop knows of a partition.
@@ -173,7 +184,7 @@ impl<C: ConsumerContext + 'static> Poller<C> {
         slot.next = offset;
         slot.stalled = false;
         slot.seeking = Some(offset);
-        let moved = if self.fallen.contains(&partition) {
+        let moved = if self.fallen.contains(&partition) || self.resting().contains(&partition) {
             self.assign_anew(partition, offset)
         } else {
             consumer.resume(&one(&topic, partition)).and_then(|()| {
@@ -192,6 +203,11 @@ impl<C: ConsumerContext + 'static> Poller<C> {
             }
             Err(error) => {
                 tracing::debug!(partition, offset, %error, "seek has to be asked again");
+                // One that has left its log refuses every seek. Usually an error told that it has,
+                // but what was told before a pause or another seek is thrown away by librdkafka.
+                if self.assigned().is_ok_and(|all| all.contains(&partition)) {
+                    self.fallen.insert(partition);
+                }
             }
         }
     }
@@ -208,38 +224,60 @@ impl<C: ConsumerContext + 'static> Poller<C> {
             self.consumer
                 .incremental_unassign(&one(&self.topic, partition))?;
             self.consumer.incremental_assign(&list)?;
+            self.set_paused(partition, false);
             self.fallen.remove(&partition);
             return Ok(());
         }
         let assigned = self.assigned()?;
+        let mut resting = BTreeSet::new();
         for at in &assigned {
-            // One without a slot waits for its owner, as after a rebalance.
-            let next = self
-                .slot(*at)
-                .map_or(0, |slot| slot.seeking.unwrap_or(slot.next));
-            list.add_partition_offset(&self.topic, *at, Offset::Offset(next))?;
+            let next = self.slot(*at).map(|slot| slot.seeking.unwrap_or(slot.next));
+            match next {
+                Some(next) => {
+                    list.add_partition_offset(&self.topic, *at, Offset::Offset(next))?;
+                }
+                None => {
+                    resting.insert(*at);
+                }
+            }
         }
         self.consumer.assign(&list)?;
+        self.resting = Resting {
+            partitions: resting,
+            rebalance: self.commands.rebalances(),
+        };
         self.fallen.clear();
         for at in assigned {
-            let paused = match self.slot(at) {
-                Some(slot) => {
-                    slot.seeking = None;
-                    slot.held || slot.stalled
-                }
-                None => true,
+            let Some(slot) = self.slot(at) else {
+                continue;
             };
-            if paused {
-                self.set_paused(at, true);
-            }
+            slot.seeking = None;
+            let paused = slot.held || slot.stalled;
+            // A pause outlives an assignment, the one from before the owner came as well.
+            self.set_paused(at, paused);
         }
         Ok(())
     }
 
-    fn assigned(&self) -> KafkaResult<Vec<i32>> {
+    /// What the group has given to this client, those at rest included.
+    fn assigned(&mut self) -> KafkaResult<BTreeSet<i32>> {
         let list = self.consumer.assignment()?;
         let elements = list.elements_for_topic(&self.topic);
-        Ok(elements.iter().map(|element| element.partition()).collect())
+        let fetched = elements.iter().map(|element| element.partition());
+        let mut all = self.resting().clone();
+        all.extend(fetched);
+        Ok(all)
+    }
+
+    fn resting(&mut self) -> &BTreeSet<i32> {
+        let rebalance = self.commands.rebalances();
+        if self.resting.rebalance != rebalance {
+            self.resting = Resting {
+                partitions: BTreeSet::new(),
+                rebalance,
+            };
+        }
+        &self.resting.partitions
     }
 
     fn retry_seeks(&mut self) {
@@ -317,7 +355,8 @@ impl<C: ConsumerContext + 'static> Poller<C> {
     fn note(&mut self, error: &Native, warned: &mut Option<Instant>) {
         if error.rdkafka_error_code() == Some(RDKafkaErrorCode::AutoOffsetReset) {
             self.flush_all();
-            self.fallen.extend(self.assigned().unwrap_or_default());
+            let assigned = self.assigned().unwrap_or_default();
+            self.fallen.extend(assigned);
             for at in 0..self.slots.len() {
                 if self.slots[at]
                     .as_ref()

@@ -550,6 +550,44 @@ async fn a_cooperative_member_goes_on_behind_what_was_truncated() {
     truncated_under_a_member(Assignment::CooperativeSticky).await;
 }
 
+/// Retention has taken the beginning of every partition, as it has of any topic that is old enough. A new member is
+/// assigned all of them at once, and its owners come one after the other.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_new_member_of_an_old_topic_reads_every_partition() {
+    let log = log("old").await;
+    log.fill(&log.publisher(), 300).await;
+    let mut lows = Vec::new();
+    for partition in 0..PARTITIONS {
+        let marks = log.reader().watermarks(&log.topic, partition).await;
+        let low = marks.unwrap().high - 2;
+        truncate(&log, partition, low).await;
+        lows.push(low);
+    }
+    for round in 0..8 {
+        let config = GroupConfig {
+            group: format!("{}-{round}", log.topic),
+            ..GroupConfig::default()
+        };
+        let mut member = Member::join(&log, &config);
+        member.until(|owned| owned.len() == 3).await;
+        let mut mailboxes = Vec::new();
+        for (partition, low) in (0..).zip(&lows) {
+            tokio::time::sleep(Duration::from_millis(round * 7)).await;
+            let (sender, mailbox) = mpsc::channel(8);
+            member.reader.start(partition, *low, sender.clone());
+            mailboxes.push((partition, *low, sender, mailbox));
+        }
+        for (partition, low, sender, mut mailbox) in mailboxes {
+            let reader = &member.reader;
+            let first = take_up(&mut mailbox, low, || {
+                reader.start(partition, low, sender.clone());
+            });
+            assert_eq!(first.await, low, "partition {partition}, round {round}");
+        }
+        member.leave().await;
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_follower_goes_on_behind_what_was_truncated() {
     let log = log("behind").await;
