@@ -58,7 +58,7 @@ chaos: setup ## Strike real processes, Kafka and PostgreSQL with the ten faults 
 	scripts/chaos $(ARGS)
 
 .PHONY: chaos-full
-chaos-full: setup ## All faults at 1,000,000 events each (an hour and a half)
+chaos-full: setup ## All faults at 1,000,000 events each
 	CHAOS_PROFILE=release scripts/chaos --full $(ARGS)
 
 .PHONY: chaos-mutations

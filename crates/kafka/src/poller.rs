@@ -224,6 +224,7 @@ impl<C: ConsumerContext + 'static> Poller<C> {
             self.consumer
                 .incremental_unassign(&one(&self.topic, partition))?;
             self.consumer.incremental_assign(&list)?;
+            self.set_paused(partition, false);
             self.fallen.remove(&partition);
             return Ok(());
         }
@@ -247,13 +248,13 @@ impl<C: ConsumerContext + 'static> Poller<C> {
         };
         self.fallen.clear();
         for at in assigned {
-            let paused = self.slot(at).is_some_and(|slot| {
-                slot.seeking = None;
-                slot.held || slot.stalled
-            });
-            if paused {
-                self.set_paused(at, true);
-            }
+            let Some(slot) = self.slot(at) else {
+                continue;
+            };
+            slot.seeking = None;
+            let paused = slot.held || slot.stalled;
+            // A pause outlives an assignment, the one from before the owner came as well.
+            self.set_paused(at, paused);
         }
         Ok(())
     }

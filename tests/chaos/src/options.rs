@@ -43,6 +43,9 @@ pub struct Options {
     /// Where the report and the logs of failed runs go
     #[arg(long, value_name = "FOLDER", default_value = "target/chaos")]
     pub output: PathBuf,
+    /// A setting of the services, as in `consumer.telemetry.log.filter=debug`; may be repeated
+    #[arg(long, value_name = "SERVICE.KEY=VALUE")]
+    pub set: Vec<String>,
     /// Keep the logs of the processes of every run, not only of those that failed
     #[arg(long)]
     pub keep_logs: bool,

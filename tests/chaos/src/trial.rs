@@ -70,7 +70,7 @@ impl<'a> Trial<'a> {
         let blueprint = Blueprint {
             id: id.clone(),
             binary: binary(options)?,
-            settings: setup.settings,
+            settings: [setup.settings, options.set.clone()].concat(),
             environment: mutation
                 .map(|name| (String::from("STREAMGAUGE_MUTATION"), name))
                 .into_iter()

@@ -10,11 +10,15 @@ use crate::{
 
 /// How far a clock is off, in seconds.
 const HOUR: i64 = 3_600;
+/// How far ahead of the producer's clock an event may be: both may be wrong, and a little more.
+const FUTURE_MAX_MS: i64 = (2 * HOUR + 600) * 1_000;
 /// How long a service runs with a wrong clock.
 const SPELL: Duration = Duration::from_secs(6);
 
-/// A third of the users are an hour ahead, a third an hour behind.
+/// A third of the users are an hour ahead, a third an hour behind. By default a producer refuses what is five minutes
+/// ahead of its clock; here a client may be two hours ahead of it.
 pub fn setup(setup: &mut Setup<'_>) {
+    setup.settings = vec![format!("producer.limits.future_max_ms={FUTURE_MAX_MS}")];
     setup.load = Some(Box::new(|load| load.clocks_off_s = vec![0, HOUR, -HOUR]));
 }
 
@@ -33,8 +37,26 @@ pub async fn clocks(trial: &mut Trial<'_>) -> Result<(), Failure> {
             trial.ready_within(name, READY_WITHIN * 2).await?;
             tokio::time::sleep(SPELL).await;
         }
+        too_far_ahead(trial).await?;
         trial.healed().await;
     }
+    Ok(())
+}
+
+/// What is further ahead than the policy allows is refused for good, by that name.
+async fn too_far_ahead(trial: &mut Trial<'_>) -> Result<(), Failure> {
+    let time = jiff::Timestamp::now() + jiff::SignedDuration::from_secs(4 * HOUR);
+    let event = serde_json::json!([{
+        "user_id": "early", "event_type": "click", "occurred_at": time.to_string(),
+    }]);
+    let url = format!("{}/v1/events", trial.system.url("producer"));
+    let request = reqwest::Client::new().post(&url).json(&event).send().await;
+    let answer = request.map_err(Failure::http(url.clone()))?.json().await;
+    let answer: serde_json::Value = answer.map_err(Failure::http(url))?;
+    let code = &answer["verdicts"][0]["code"];
+    trial.require(*code == "timestamp_in_future", || {
+        format!("an event four hours ahead got {answer}")
+    });
     Ok(())
 }
 
