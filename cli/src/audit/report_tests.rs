@@ -42,7 +42,7 @@ pub fn report() -> Report {
         source_high: 1005,
         fold,
         dead_letters: Some(2),
-        store: Some(store.clone()),
+        store: Some(store),
     };
     Report {
         facts: vec![facts],
