@@ -76,7 +76,8 @@ async fn rebuilt(store: &Arc<dyn Store>, log: &Log) -> (Generation, Comparison) 
 async fn total(instance: &Instance) -> u64 {
     let answer = instance
         .service()
-        .top(top("page_url", NOW_S - 4_000, NOW_S))
+        // Less than an hour, so that minutes are read.
+        .top(top("page_url", NOW_S - 3_060, NOW_S))
         .await
         .expect("an answer");
     answer.total.expect("a total").count

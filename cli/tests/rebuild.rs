@@ -446,7 +446,8 @@ async fn what_the_source_has_lost_is_taken_from_the_batches_that_counted_it() {
         // Once more, at once: duplicates within the horizon, or events anew beyond it, then as now.
         apart.sends(100, seed);
         sent += 500;
-        tokio::time::sleep(Duration::from_millis(100)).await;
+        // What is left of the source must hold more log time than the horizon.
+        tokio::time::sleep(Duration::from_millis(500)).await;
     }
     let url = format!("http://{}/v1/ledger", apart.analytics);
     let end = Instant::now() + DEADLINE;

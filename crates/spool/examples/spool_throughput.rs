@@ -1,5 +1,5 @@
 //! Measures the spool on this machine's disk: appends that share syncs, then reading all of it back.
-//! `cargo run --release --example throughput -- FOLDER [TASKS] [RECORDS IN AN APPEND] [SECONDS]`
+//! `cargo run --release --example spool_throughput -- FOLDER [TASKS] [RECORDS IN AN APPEND] [SECONDS]`
 
 use std::error::Error;
 use std::io::Write;
