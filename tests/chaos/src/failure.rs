@@ -30,7 +30,7 @@ pub enum Failure {
         /// What was tried.
         what: String,
         /// Why it failed.
-        source: KafkaError,
+        source: Box<KafkaError>,
     },
     /// A program that did not do its work.
     #[error("{command} ended with {status}: {output}")]
@@ -63,6 +63,9 @@ impl Failure {
     /// Names what was tried with the log.
     pub fn kafka(what: impl Into<String>) -> impl FnOnce(KafkaError) -> Self {
         let what = what.into();
-        move |source| Self::Kafka { what, source }
+        move |source| Self::Kafka {
+            what,
+            source: Box::new(source),
+        }
     }
 }

@@ -127,7 +127,7 @@ impl System {
             } => {
                 let database = stack.database(&blueprint.id, *postgres_port).await?;
                 system.brokers = local(stack.kafka_port);
-                system.start_services(&blueprint, stack, *proxied, &database);
+                system.start_services(&blueprint, stack, proxied, &database);
             }
         }
         for service in PROXIED {

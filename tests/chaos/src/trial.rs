@@ -26,6 +26,9 @@ const PATIENCE: Duration = Duration::from_secs(240);
 /// The system runs so long under load before the fault strikes.
 const WARM_UP: Duration = Duration::from_secs(3);
 
+/// Changes how the load is made.
+pub type Tune<'a> = Box<dyn Fn(&mut LoadConfig) + Send + 'a>;
+
 /// How a run differs from the usual.
 pub struct Setup<'a> {
     /// Settings of the services, as in [`Blueprint`].
@@ -33,7 +36,7 @@ pub struct Setup<'a> {
     /// What the system runs on.
     pub ground: Ground<'a>,
     /// Changes to the load; `None` for a fault that brings its own.
-    pub load: Option<Box<dyn Fn(&mut LoadConfig) + Send + 'a>>,
+    pub load: Option<Tune<'a>>,
 }
 
 /// A run under way.

@@ -132,7 +132,7 @@ fn scrape(trial: &Trial<'_>, slowly: bool) -> JoinSet<()> {
         scrapers.spawn(async move {
             loop {
                 // A scrape that fails is the scraper's loss alone.
-                let _ = scrape_once(address, slowly).await;
+                let _ = Box::pin(scrape_once(address, slowly)).await;
                 tokio::time::sleep(Duration::from_secs(1)).await;
             }
         });
