@@ -232,7 +232,10 @@ fn collect(
             Some(following) => following.base_offset == batch.next_offset(),
             None => at_end && batch.next_offset() == scanner.place.end_offset,
         };
-        if !joins || !batch::checksum_matches(&batch, &bytes[end..]) {
+        // Nor is what comes before the checksum part of it.
+        let is_whole = batch::is_stored_header(&batch, batch.base_offset)
+            && batch::checksum_matches(&batch, &bytes[end..]);
+        if !joins || !is_whole {
             break;
         }
         end = next;

@@ -154,6 +154,34 @@ fn a_new_segment_is_durable_with_its_name() {
     assert!(!log.inner.lock().new_files);
 }
 
+#[test]
+fn no_byte_of_a_closed_log_can_change_unnoticed() {
+    let dir = tempfile::tempdir().unwrap();
+    let log = open(dir.path());
+    fill(&log, 5);
+    let before: Vec<Bytes> = (0..log.high_watermark())
+        .map(|offset| log.read(offset, 1).unwrap())
+        .collect();
+    log.close().unwrap();
+    drop(log);
+    let path = &log_files(dir.path())[0];
+    for at in 0..path.metadata().unwrap().len() {
+        flip(path, at);
+        let log = open(dir.path());
+        for (offset, expected) in before.iter().enumerate() {
+            if let Ok(found) = log.read(offset as i64, 1) {
+                assert!(
+                    same_but_epochs(expected, &found),
+                    "byte {at}, offset {offset}"
+                );
+            }
+        }
+        log.close().unwrap();
+        drop(log);
+        flip(path, at);
+    }
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(60))]
 
