@@ -1,4 +1,4 @@
-//! The connection to analytics, and what its refusals mean to a command.
+//! How commands reach a service over gRPC, the connection to analytics, and what its refusals mean to a command.
 
 use std::time::Duration;
 
@@ -16,6 +16,29 @@ const SERVICE: &str = "analytics";
 /// Most bytes of one answer: a year of points of many keys.
 const ANSWER_BYTES_MAX: usize = 256 << 20;
 
+/// Where a service is, and how long connecting and each call may take.
+///
+/// # Errors
+/// When the address is none.
+pub(crate) fn endpoint(address: &str, timeout: Duration) -> Result<Endpoint, CliError> {
+    let endpoint = Endpoint::from_shared(format!("http://{address}"))
+        .map_err(|_| CliError::usage(format!("`{address}` is no address: write HOST:PORT")))?;
+    Ok(endpoint.connect_timeout(timeout).timeout(timeout))
+}
+
+/// Connects to a service, which errors call by this name.
+///
+/// # Errors
+/// When the address is none, or nobody answers there.
+pub(crate) async fn connect(
+    service: &'static str,
+    address: &str,
+    timeout: Duration,
+) -> Result<Channel, CliError> {
+    let connected = endpoint(address, timeout)?.connect().await;
+    connected.map_err(|error| CliError::unreachable(service, address, error))
+}
+
 /// A client of analytics, with the address for its errors.
 #[derive(Clone, Debug)]
 pub struct Analytics {
@@ -30,13 +53,7 @@ impl Analytics {
     /// # Errors
     /// When nobody answers there.
     pub async fn connect(address: &str, timeout: Duration) -> Result<Self, CliError> {
-        let channel = Endpoint::from_shared(format!("http://{address}"))
-            .map_err(|_| CliError::usage(format!("`{address}` is no address: write HOST:PORT")))?
-            .connect_timeout(timeout)
-            .timeout(timeout)
-            .connect()
-            .await
-            .map_err(|error| CliError::unreachable(SERVICE, address, error))?;
+        let channel = connect(SERVICE, address, timeout).await?;
         let calls = AnalyticsClient::new(channel).max_decoding_message_size(ANSWER_BYTES_MAX);
         Ok(Self {
             calls,

@@ -67,6 +67,17 @@ struct Ports {
     broker: u16,
 }
 
+impl Ports {
+    fn free() -> Self {
+        Self {
+            producer: [free_port(), free_port()],
+            consumer: [free_port(), free_port()],
+            analytics: [free_port(), free_port()],
+            broker: free_port(),
+        }
+    }
+}
+
 /// The topics of one system; several share a Kafka.
 #[derive(Clone)]
 struct Topics {
@@ -109,12 +120,7 @@ impl System {
     /// are `SERVICE.KEY=VALUE`, or `each.KEY=VALUE` for what one process sets once and three set
     /// each.
     pub async fn start(settings: &[&str]) -> Self {
-        let ports = Ports {
-            producer: [free_port(), free_port()],
-            consumer: [free_port(), free_port()],
-            analytics: [free_port(), free_port()],
-            broker: free_port(),
-        };
+        let ports = Ports::free();
         let folder = tempfile::tempdir().expect("a folder can be made");
         let id = format!("{}_{}", std::process::id(), ports.producer[0]);
         let environment = Environment::detect(&id);
@@ -142,31 +148,13 @@ impl System {
             Environment::Embedded => local(ports.broker),
             Environment::Stack { brokers, .. } => brokers,
         };
-        let client = reqwest::Client::builder()
-            .timeout(Duration::from_secs(10))
-            .build()
-            .expect("a client without TLS can be built");
-        let mut system = Self {
-            processes,
-            ports,
-            folder,
-            client,
-            brokers,
-            topics,
-        };
-        system.ready().await;
-        system
+        Self::over(processes, ports, folder, brokers, topics).await
     }
 
     /// As [`System::start`], on the embedded log and SQLite, with a process for the log and one for each service, so
     /// that each can be killed by itself.
     pub async fn start_apart(settings: &[&str]) -> Self {
-        let ports = Ports {
-            producer: [free_port(), free_port()],
-            consumer: [free_port(), free_port()],
-            analytics: [free_port(), free_port()],
-            broker: free_port(),
-        };
+        let ports = Ports::free();
         let folder = tempfile::tempdir().expect("a folder can be made");
         let (brokers, topics) = (local(ports.broker), Topics::usual());
         let path = |name: &str| folder.path().join(name).display().to_string();
@@ -190,6 +178,17 @@ impl System {
             }
             processes.push(Process::start(service, arguments, folder.path()));
         }
+        Self::over(processes, ports, folder, brokers, topics).await
+    }
+
+    /// A system of processes that were just started, once it is ready.
+    async fn over(
+        processes: Vec<Process>,
+        ports: Ports,
+        folder: TempDir,
+        brokers: String,
+        topics: Topics,
+    ) -> Self {
         let client = reqwest::Client::builder()
             .timeout(Duration::from_secs(10))
             .build()

@@ -7,10 +7,9 @@ use streamgauge_proto::v1::{
     LedgerRequest, LedgerResponse, PartitionLedger, ProducerLedgerRequest, ProducerLedgerResponse,
     producer_ledger_client::ProducerLedgerClient,
 };
-use tonic::transport::Endpoint;
 
 use crate::{
-    client::Analytics,
+    client::{Analytics, connect, status_cause},
     error::{CliError, describe},
 };
 
@@ -100,20 +99,11 @@ impl Services {
 
     async fn producer(&self, address: &str) -> Result<ProducerFacts, CliError> {
         const SERVICE: &str = "the producer";
-        let channel = Endpoint::from_shared(format!("http://{address}"))
-            .map_err(|_| CliError::usage(format!("`{address}` is no address: write HOST:PORT")))?
-            .connect_timeout(self.timeout)
-            .timeout(self.timeout)
-            .connect()
-            .await
-            .map_err(|error| CliError::unreachable(SERVICE, address, error))?;
+        let channel = connect(SERVICE, address, self.timeout).await?;
         let answer = ProducerLedgerClient::new(channel)
             .read(ProducerLedgerRequest {})
             .await
-            .map_err(|status| {
-                let cause = format!("{}: {}", status.code().description(), status.message());
-                CliError::unreachable(SERVICE, address, cause)
-            })?;
+            .map_err(|status| CliError::unreachable(SERVICE, address, status_cause(status)))?;
         Ok(producer_facts(address, answer.into_inner()))
     }
 }

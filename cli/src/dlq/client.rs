@@ -3,13 +3,10 @@
 use std::time::Duration;
 
 use streamgauge_proto::v1::dead_letters_client::DeadLettersClient;
-use tonic::{
-    Code, Status,
-    transport::{Channel, Endpoint},
-};
+use tonic::{Code, Status, transport::Channel};
 
 use crate::{
-    client::{sentence, status_cause},
+    client::{connect, sentence, status_cause},
     error::CliError,
 };
 
@@ -31,13 +28,7 @@ impl Desk {
     /// # Errors
     /// When nobody answers there.
     pub async fn connect(address: &str, timeout: Duration) -> Result<Self, CliError> {
-        let channel = Endpoint::from_shared(format!("http://{address}"))
-            .map_err(|_| CliError::usage(format!("`{address}` is no address: write HOST:PORT")))?
-            .connect_timeout(timeout)
-            .timeout(timeout)
-            .connect()
-            .await
-            .map_err(|error| CliError::unreachable(SERVICE, address, error))?;
+        let channel = connect(SERVICE, address, timeout).await?;
         let calls = DeadLettersClient::new(channel).max_decoding_message_size(ANSWER_BYTES_MAX);
         Ok(Self {
             calls,

@@ -5,15 +5,11 @@ use std::time::Duration;
 use streamgauge_proto::v1::{
     self, SubmitBatchRequest, SubmittedEvent, VerdictStatus, submission_client::SubmissionClient,
 };
-use tonic::{
-    Code, Request, Status,
-    metadata::AsciiMetadataValue,
-    transport::{Channel, Endpoint},
-};
+use tonic::{Code, Request, Status, metadata::AsciiMetadataValue, transport::Channel};
 use tonic_types::StatusExt;
 
 use super::{BatchError, Reason, Verdict};
-use crate::error::CliError;
+use crate::{client::endpoint, error::CliError};
 
 /// One gRPC connection to the producer; clones share it.
 #[derive(Clone, Debug)]
@@ -32,11 +28,7 @@ impl GrpcSubmitter {
             .map(|token| format!("Bearer {token}").parse())
             .transpose()
             .map_err(|_| CliError::usage("the token holds characters that no header can"))?;
-        let channel = Endpoint::from_shared(format!("http://{address}"))
-            .map_err(|_| CliError::usage(format!("`{address}` is no address: write HOST:PORT")))?
-            .connect_timeout(timeout)
-            .timeout(timeout)
-            .connect_lazy();
+        let channel = endpoint(address, timeout)?.connect_lazy();
         Ok(Self {
             client: SubmissionClient::new(channel),
             authorization,
