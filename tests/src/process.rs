@@ -1,10 +1,12 @@
 //! A child process that can be killed without mercy and started again.
 
 use std::{
+    collections::BTreeSet,
     fs::File,
     net::TcpListener,
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
+    sync::{Mutex, PoisonError},
     time::Duration,
 };
 
@@ -178,12 +180,18 @@ pub fn binary() -> PathBuf {
 }
 
 /// A port that was free a moment ago and stays the same over restarts. It lies below those that the
-/// system gives to outgoing connections, or one of them could hold it while its owner is away.
+/// system gives to outgoing connections, or one of them could hold it while its owner is away. No port is given twice by
+/// one process: tests that run side by side may not have taken theirs up yet.
 pub fn free_port() -> u16 {
     const PORTS: std::ops::Range<u16> = 20_000..32_000;
+    static GIVEN: Mutex<BTreeSet<u16>> = Mutex::new(BTreeSet::new());
     loop {
         let port = rand::rng().random_range(PORTS);
-        if TcpListener::bind(("127.0.0.1", port)).is_ok() {
+        let is_new = GIVEN
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .insert(port);
+        if is_new && TcpListener::bind(("127.0.0.1", port)).is_ok() {
             return port;
         }
     }
