@@ -223,7 +223,7 @@ async fn a_checkpoint_that_hangs_does_not_keep_the_service_from_ending() {
     analytics.until_head(writer.total()).await;
     let begun = || async { analytics.metric("view_pending_cells").await > Some(0.0) };
     until(begun).await;
-    tokio::time::timeout(Duration::from_secs(10), analytics.stop())
+    tokio::time::timeout(Duration::from_secs(30), analytics.stop())
         .await
         .expect("it ends");
 }

@@ -50,7 +50,7 @@ pub fn config(folder: &Path, brokers: &str) -> Config {
     config.topics.wait_ms = 50;
     config.topics.ends_interval_ms = 50;
     config.checkpoint.interval_ms = 200;
-    config.shutdown_deadline_ms = 5_000;
+    config.shutdown_deadline_ms = 20_000;
     config
 }
 
@@ -166,7 +166,7 @@ pub async fn until<F: Future<Output = bool>>(mut holds: impl FnMut() -> F) {
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
     };
-    tokio::time::timeout(Duration::from_secs(20), waiting)
+    tokio::time::timeout(Duration::from_secs(60), waiting)
         .await
         .expect("the condition holds in time");
 }

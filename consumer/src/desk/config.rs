@@ -11,7 +11,7 @@ use crate::error::ConfigError;
 #[serde(default, deny_unknown_fields)]
 pub struct DeskConfig {
     /// Most records of the dead-letter topic that one call reads; a call that would read more is refused and asks for a
-    /// later `from`. Each dead letter that is asked for takes about 400 bytes for the length of the call.
+    /// later `from`. Each dead letter that is asked for takes up to 250 bytes for the length of the call.
     pub scan_records_max: u64,
     /// Looks at once; those beyond are refused.
     pub looks_max: usize,

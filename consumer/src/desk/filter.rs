@@ -85,7 +85,7 @@ impl Filter {
             && self
                 .topic
                 .as_ref()
-                .is_none_or(|topic| *topic == letter.id.topic)
+                .is_none_or(|topic| **topic == *letter.id.topic)
             && any(
                 self.partitions.contains(&letter.id.partition),
                 self.partitions.is_empty(),

@@ -3,7 +3,7 @@
 //! It keeps a few words per dead letter that is asked for and per mark, and no record. A mark may come before the
 //! copy of a dead letter that a crash wrote again, and in another partition, so that states are known only at the end.
 
-use std::collections::HashMap;
+use std::{collections::HashMap, sync::Arc};
 
 use streamgauge_kafka::RecordRef;
 use streamgauge_proto::v1;
@@ -29,7 +29,7 @@ pub struct Place {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 struct Key {
-    topic: usize,
+    topic: u16,
     partition: i32,
     offset: i64,
 }
@@ -39,7 +39,7 @@ struct Entry {
     place: Place,
     time_us: i64,
     reason: Reason,
-    bytes: usize,
+    bytes: u32,
     copies: u32,
 }
 
@@ -86,7 +86,7 @@ pub struct Found {
 #[derive(Debug)]
 pub struct Index {
     filter: Filter,
-    topics: Vec<String>,
+    topics: Vec<Arc<str>>,
     entries: HashMap<Key, Entry>,
     standings: HashMap<Key, Standing>,
     scanned: u64,
@@ -133,8 +133,7 @@ impl Index {
                     place,
                     time_us: letter.time_us,
                     reason: letter.reason,
-                    bytes: record.key.map_or(0, <[u8]>::len)
-                        + record.payload.map_or(0, <[u8]>::len),
+                    bytes: size(record),
                     copies: 0,
                 });
                 entry.copies += 1;
@@ -154,7 +153,7 @@ impl Index {
             None => return None,
         };
         Some(Key {
-            topic,
+            topic: topic as u16,
             partition: id.partition,
             offset: id.offset,
         })
@@ -168,6 +167,9 @@ impl Index {
             ..Found::default()
         };
         let states = &self.filter.states;
+        if states.is_empty() {
+            found.selected.reserve_exact(self.entries.len());
+        }
         for (key, entry) in self.entries {
             let standing = self.standings.get(&key).copied().unwrap_or_default();
             *count(&mut found.counts, standing.state) += 1;
@@ -176,14 +178,14 @@ impl Index {
             }
             found.selected.push(Selected {
                 id: LetterId {
-                    topic: self.topics[key.topic].clone(),
+                    topic: self.topics[usize::from(key.topic)].clone(),
                     partition: key.partition,
                     offset: key.offset,
                 },
                 reason: entry.reason,
                 place: entry.place,
                 time_us: entry.time_us,
-                bytes: entry.bytes,
+                bytes: entry.bytes as usize,
                 copies: entry.copies,
                 standing,
             });
@@ -191,6 +193,11 @@ impl Index {
         found.selected.sort_unstable_by_key(Selected::order);
         found
     }
+}
+
+fn size(record: &RecordRef<'_>) -> u32 {
+    let bytes = record.key.map_or(0, <[u8]>::len) + record.payload.map_or(0, <[u8]>::len);
+    u32::try_from(bytes).unwrap_or(u32::MAX)
 }
 
 fn count(counts: &mut v1::DeadLetterCounts, state: State) -> &mut u64 {
@@ -239,7 +246,7 @@ mod tests {
 
         fn mark(&mut self, offset: i64, state: State, time_us: i64) {
             let id = LetterId {
-                topic: String::from("events"),
+                topic: "events".into(),
                 partition: 0,
                 offset,
             };

@@ -3,7 +3,7 @@
 //! Our own headers come first, and `sg-attempts` is the last of them; those of the refused record follow and may have
 //! any name, ours included. A mark is told by its very first header, which a dead letter never begins with.
 
-use std::collections::HashMap;
+use std::{collections::HashMap, sync::Arc};
 
 use streamgauge_kafka::{Headers, RecordRef};
 
@@ -24,7 +24,7 @@ const OWN_HEADERS_MAX: usize = 32;
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct LetterId {
     /// The source topic.
-    pub topic: String,
+    pub topic: Arc<str>,
     /// Its partition.
     pub partition: i32,
     /// The offset.
@@ -77,7 +77,7 @@ impl Letter {
     /// Where the record was refused first.
     pub fn first(&self) -> First {
         self.first.clone().unwrap_or_else(|| First {
-            topic: self.id.topic.clone(),
+            topic: self.id.topic.to_string(),
             partition: self.id.partition,
             offset: self.id.offset,
             reason: self.reason,
@@ -123,7 +123,7 @@ impl Letter {
 /// The identity in headers that are found by name.
 pub fn source<'a>(text: impl Fn(&str) -> Option<&'a str>) -> Option<LetterId> {
     Some(LetterId {
-        topic: text(SOURCE_TOPIC)?.to_owned(),
+        topic: text(SOURCE_TOPIC)?.into(),
         partition: text(SOURCE_PARTITION)?.parse().ok()?,
         offset: text(SOURCE_OFFSET)?.parse().ok()?,
     })

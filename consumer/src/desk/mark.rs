@@ -72,7 +72,7 @@ impl Mark {
     pub fn headers(&self, by: &str, edit: &str) -> Vec<(&'static str, String)> {
         let mut headers = vec![
             (MARK, self.state.as_str().to_owned()),
-            (SOURCE_TOPIC, self.id.topic.clone()),
+            (SOURCE_TOPIC, self.id.topic.to_string()),
             (SOURCE_PARTITION, self.id.partition.to_string()),
             (SOURCE_OFFSET, self.id.offset.to_string()),
             (TIME, self.time_us.to_string()),
@@ -128,7 +128,7 @@ mod tests {
 
     fn mark(state: State, time_us: i64) -> Mark {
         let id = LetterId {
-            topic: String::from("events"),
+            topic: "events".into(),
             partition: 2,
             offset: 9,
         };

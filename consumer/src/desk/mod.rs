@@ -309,12 +309,12 @@ impl Desk {
     }
 
     fn id(&self, id: v1::DeadLetterId) -> LetterId {
-        let topic = match id.topic {
-            topic if topic.is_empty() => self.inner.config.topics.events.clone(),
+        let topic = match id.topic.as_str() {
+            "" => self.inner.config.topics.events.as_str(),
             topic => topic,
         };
         LetterId {
-            topic,
+            topic: topic.into(),
             partition: id.partition,
             offset: id.offset,
         }

@@ -213,7 +213,7 @@ impl Run {
     fn outgoing(&self, stored: Option<Stored>, edit: &Edit) -> Result<Outgoing, String> {
         let stored = stored.ok_or("retention has removed it meanwhile")?;
         let letter = &stored.letter;
-        if letter.id.topic != self.source {
+        if *letter.id.topic != *self.source {
             let (from, reads) = (&letter.id.topic, &self.source);
             return Err(format!(
                 "it came from {from}, and this consumer reads {reads}"
@@ -454,7 +454,7 @@ mod tests {
 
     fn selected(offset: i64, bytes: usize) -> Selected {
         let id = LetterId {
-            topic: String::from("t"),
+            topic: "t".into(),
             partition: 0,
             offset,
         };

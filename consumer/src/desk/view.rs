@@ -89,7 +89,7 @@ pub fn letter(
 /// An identity as it is told.
 pub fn id(id: &LetterId) -> v1::DeadLetterId {
     v1::DeadLetterId {
-        topic: id.topic.clone(),
+        topic: id.topic.to_string(),
         partition: id.partition,
         offset: id.offset,
     }

@@ -57,7 +57,8 @@ async fn a_stop_under_load_is_quick_and_leaves_nothing_open() {
     let spent = started.elapsed();
     loading.store(false, Ordering::Release);
     load.await.unwrap();
-    assert!(spent < Duration::from_secs(2), "{spent:?}");
+    // Well before the deadline, which would leave the rest to the next owner.
+    assert!(spent < Duration::from_secs(10), "{spent:?}");
     let totals = log.totals().await;
     assert_eq!(committed(&log).await, totals.covered);
     assert_eq!(totals.void, 0);
@@ -74,7 +75,7 @@ async fn an_open_health_watch_does_not_hold_up_the_shutdown() {
     assert!(watch.message().await.unwrap().is_some());
     let started = Instant::now();
     consumer.stop().await;
-    assert!(started.elapsed() < Duration::from_secs(5));
+    assert!(started.elapsed() < Duration::from_secs(10));
     // The last word is that it serves no more; then the watch ends.
     while let Ok(Some(_)) = watch.message().await {}
 }

@@ -18,6 +18,8 @@ use streamgauge_kafka::{
 use tokio::sync::{mpsc, watch};
 
 const PARTITIONS: i32 = 3;
+/// How long a test waits for what must come.
+const PATIENCE: Duration = Duration::from_secs(60);
 
 struct Log {
     kafka: KafkaConfig,
@@ -120,7 +122,7 @@ async fn truncate(log: &Log, partition: i32, below: i64) {
 async fn take(mailbox: &mut mpsc::Receiver<Polled>, count: usize) -> Vec<(i64, Vec<u8>)> {
     let mut records = Vec::new();
     while records.len() < count {
-        let polled = tokio::time::timeout(Duration::from_secs(30), mailbox.recv()).await;
+        let polled = tokio::time::timeout(PATIENCE, mailbox.recv()).await;
         match polled
             .expect("records come in time")
             .expect("the reader lives")
@@ -168,7 +170,7 @@ impl Member {
     /// Waits until what this member owns fulfils the condition.
     async fn until(&mut self, condition: impl Fn(&[i32]) -> bool) -> Vec<i32> {
         let settled = self.owned.wait_for(|owned| condition(owned));
-        let owned = tokio::time::timeout(Duration::from_secs(30), settled).await;
+        let owned = tokio::time::timeout(PATIENCE, settled).await;
         owned
             .expect("the group settles in time")
             .expect("the member lives")
@@ -413,7 +415,7 @@ async fn a_follower_reads_every_partition_and_seeks() {
     let follower = Follower::spawn(&log.kafka, &fetch, &log.topic, &starts, &sender, None).unwrap();
     let (mut records, mut ends) = (0, 0);
     while records < 300 || ends < PARTITIONS {
-        let polled = tokio::time::timeout(Duration::from_secs(30), mailbox.recv()).await;
+        let polled = tokio::time::timeout(PATIENCE, mailbox.recv()).await;
         match polled.expect("in time").expect("the follower lives").1 {
             Polled::Records(chunk) => records += chunk.len(),
             Polled::End { .. } => ends += 1,
@@ -423,7 +425,7 @@ async fn a_follower_reads_every_partition_and_seeks() {
     assert_eq!(records, 300);
     follower.seek(2, 5);
     let first = loop {
-        let polled = tokio::time::timeout(Duration::from_secs(30), mailbox.recv()).await;
+        let polled = tokio::time::timeout(PATIENCE, mailbox.recv()).await;
         if let (2, Polled::Records(chunk)) = polled.expect("in time").expect("the follower lives") {
             break chunk.first_offset();
         }
@@ -493,7 +495,7 @@ async fn an_end_before_the_range_is_over_is_no_end() {
 /// by moving there.
 async fn take_up(mailbox: &mut mpsc::Receiver<Polled>, low: i64, mut go: impl FnMut()) -> i64 {
     loop {
-        let polled = tokio::time::timeout(Duration::from_secs(30), mailbox.recv()).await;
+        let polled = tokio::time::timeout(PATIENCE, mailbox.recv()).await;
         match polled.expect("it goes on").expect("the reader lives") {
             Polled::OutOfRange => go(),
             Polled::Records(chunk) if chunk.next_offset() > Some(low) => {
@@ -601,7 +603,7 @@ async fn a_follower_goes_on_behind_what_was_truncated() {
     let follower = Follower::spawn(&log.kafka, &fetch, &log.topic, &starts, &sender, None).unwrap();
     let mut found = Vec::new();
     while found.is_empty() {
-        let polled = tokio::time::timeout(Duration::from_secs(30), mailbox.recv()).await;
+        let polled = tokio::time::timeout(PATIENCE, mailbox.recv()).await;
         match polled.expect("it goes on").expect("the follower lives") {
             (0, Polled::OutOfRange) => follower.seek(0, high - 2),
             (0, Polled::Records(chunk)) => {
@@ -648,7 +650,7 @@ async fn a_header_name_that_is_not_text_costs_the_headers_only() {
         Follower::spawn(&log.kafka, &fetch, &log.topic, &[(0, 0)], &sender, None).unwrap();
     let mut records = 0;
     while records < 3 {
-        let polled = tokio::time::timeout(Duration::from_secs(30), mailbox.recv()).await;
+        let polled = tokio::time::timeout(PATIENCE, mailbox.recv()).await;
         if let Polled::Records(chunk) = polled.expect("in time").expect("it lives").1 {
             records += chunk.len();
         }

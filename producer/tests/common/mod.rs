@@ -71,7 +71,7 @@ pub fn config(brokers: &str) -> Config {
         config.topics.connect.max_ms,
     ) = (50, 200);
     config.topics.check_interval_ms = 100;
-    config.shutdown_deadline_ms = 5_000;
+    config.shutdown_deadline_ms = 20_000;
     config
 }
 
@@ -225,7 +225,7 @@ impl Producer {
 
     pub async fn stop(self) -> Result<(), Error> {
         self.shutdown.trigger();
-        tokio::time::timeout(Duration::from_secs(20), self.task)
+        tokio::time::timeout(Duration::from_secs(60), self.task)
             .await
             .expect("it stops")
             .unwrap()
@@ -276,7 +276,7 @@ pub async fn eventually(what: &str, mut holds: impl AsyncFnMut() -> bool) {
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
     };
-    tokio::time::timeout(Duration::from_secs(15), waiting)
+    tokio::time::timeout(Duration::from_secs(60), waiting)
         .await
         .unwrap_or_else(|_| panic!("waited in vain: {what}"));
 }

@@ -3,10 +3,14 @@
 use std::time::Duration;
 
 use prost::Message;
+use rand::{Rng, SeedableRng, rngs::StdRng};
 use serde_json::Value;
 use streamgauge_kafka::{Publisher, PublisherConfig, Record};
 use streamgauge_proto::v1::Event;
-use streamgauge_tests::system::{System, number};
+use streamgauge_tests::{
+    process::Process,
+    system::{System, number},
+};
 use tokio::time::Instant;
 
 /// Runs a command, which must end with this code, and reads its JSON.
@@ -30,19 +34,11 @@ async fn poison_is_mended_and_counted_once_however_often_it_is_replayed() {
     let system = System::start(&[]).await;
     let publisher =
         Publisher::new(&system.kafka(), &PublisherConfig::default(), None).expect("plain settings");
-    let now_us = now_us_of_the_machine();
-    let poison = Event {
-        event_id: String::from("e-1"),
-        user_id: String::from("u"),
-        occurred_at_us: now_us,
-        received_at_us: now_us,
-        properties: br#"{"kind":"click"}"#.to_vec().into(),
-        ..Event::default()
-    };
+    let poison = typeless(1);
     let record = Record {
         topic: system.events_topic(),
         partition: None,
-        key: Some(b"u"),
+        key: Some(poison.user_id.as_bytes()),
         payload: Some(&poison.encode_to_vec()),
         timestamp_ms: None,
         headers: &[("origin", b"test")],
@@ -136,6 +132,102 @@ async fn what_cannot_be_mended_is_refused_and_can_be_dropped() {
     assert!(text.contains("there is no dead letter"), "{text}");
     let (code, text) = system.command(&["audit"]);
     assert_eq!(code, 0, "{text}");
+}
+
+/// A kill between the mark, the record and the mark again leaves nothing that is counted twice or not at all.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_kill_in_the_middle_of_a_replay_counts_nothing_twice() {
+    const LETTERS: u64 = 3_000;
+    let mut system = System::start(&["consumer.desk.per_second_max=1000000"]).await;
+    let publisher =
+        Publisher::new(&system.kafka(), &PublisherConfig::default(), None).expect("plain settings");
+    let mut batch = publisher.batch();
+    for number in 0..LETTERS {
+        let event = typeless(number);
+        let record = Record {
+            topic: system.events_topic(),
+            partition: None,
+            key: Some(event.user_id.as_bytes()),
+            payload: Some(&event.encode_to_vec()),
+            timestamp_ms: None,
+            headers: &[],
+        };
+        batch.push(record);
+    }
+    assert!(batch.finish().await.failed.is_empty());
+    system.settled_with(0, LETTERS).await;
+    let mut random = StdRng::seed_from_u64(7);
+    for _ in 0..10 {
+        let listening = begin_replay(&system).await;
+        tokio::time::sleep(Duration::from_millis(random.random_range(0..80))).await;
+        let replays = |process: &&mut Process| ["up", "consumer"].contains(&process.name());
+        for process in system.processes.iter_mut().filter(replays) {
+            process.kill();
+            process.start_again();
+        }
+        drop(listening);
+        system.ready().await;
+        let states = &json(&system, 0, &["dlq", "list", "--limit=1"])["states"];
+        if number(&states["unfinished"]) > 0 || number(&states["open"]) == 0 {
+            break;
+        }
+    }
+    let mend = [
+        "dlq",
+        "replay",
+        "--all",
+        "--rename=properties.kind=event_type",
+    ];
+    json(&system, 0, &mend);
+    let unfinished = ["--state=unfinished", "--again"];
+    json(&system, 0, &[&mend[..2], &mend[3..], &unfinished].concat());
+    let states = &json(&system, 0, &["dlq", "list", "--limit=1"])["states"];
+    assert_eq!(number(&states["replayed"]), LETTERS, "{states}");
+    let ledger = system.settled_with(LETTERS, LETTERS).await;
+    assert_eq!(ledger["balanced"], true, "{ledger}");
+    let (code, text) = system.command(&["audit"]);
+    assert_eq!(code, 0, "{text}");
+}
+
+/// Starts a replay of everything and listens until it has done something; it goes on as long as the answer is held.
+async fn begin_replay(system: &System) -> reqwest::Response {
+    let body = serde_json::json!({
+        "selection": { "all": true }, "rename": ["properties.kind=event_type"]
+    });
+    let mut answer = reqwest::Client::new()
+        .post(format!("{}/v1/dead-letters/replay", system.consumer()))
+        .body(body.to_string())
+        .send()
+        .await
+        .expect("it answers");
+    assert_eq!(answer.status(), 200);
+    let mut text = String::new();
+    while let Ok(Some(chunk)) = answer.chunk().await {
+        text.push_str(&String::from_utf8_lossy(&chunk));
+        let done = text
+            .lines()
+            .filter_map(|line| serde_json::from_str::<Value>(line).ok());
+        if done
+            .into_iter()
+            .any(|line| number(&line["done"]) > 0 || line["finished"] == true)
+        {
+            return answer;
+        }
+    }
+    panic!("it ended before it had done anything: {text}");
+}
+
+/// An event without its type, which one of its properties has.
+fn typeless(number: u64) -> Event {
+    let now_us = now_us_of_the_machine();
+    Event {
+        event_id: format!("e-{number}"),
+        user_id: format!("u-{}", number % 50),
+        occurred_at_us: now_us,
+        received_at_us: now_us,
+        properties: br#"{"kind":"click"}"#.to_vec().into(),
+        ..Event::default()
+    }
 }
 
 /// Waits until the ledger knows so many duplicates.

@@ -26,7 +26,7 @@ async fn a_sampled_request_is_one_trace_through_all_three_services() {
         format!("process {}", system.events_topic()),
         format!("apply {}", system.metrics_topic()),
     ];
-    let end = Instant::now() + Duration::from_secs(30);
+    let end = Instant::now() + Duration::from_secs(90);
     let spans = loop {
         let spans = collector.trace(TRACE);
         let has = |name: &str| spans.iter().any(|span| span.name == name);

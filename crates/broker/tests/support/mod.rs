@@ -20,7 +20,7 @@ use streamgauge_broker::{Broker, BrokerConfig};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
-pub const LIMIT: Duration = Duration::from_secs(30);
+pub const LIMIT: Duration = Duration::from_secs(60);
 
 pub fn config(dir: &Path) -> BrokerConfig {
     BrokerConfig {
