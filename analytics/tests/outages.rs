@@ -157,7 +157,9 @@ async fn reading_waits(break_it: impl Fn(&Faulty), mend_it: impl Fn(&Faulty)) {
     let mut config = config(folder.path(), &broker.bootstrap());
     config.checkpoint.cells_max = CELLS_MAX;
     config.checkpoint.interval_ms = 3_600_000;
+    // One batch at a time, however many a slow machine finds waiting.
     config.apply.batches_max = 1;
+    config.fetch.chunk_records_max = 1;
     let store = faulty(&config);
     break_it(&store);
     let analytics = Analytics::start_with(config, store.clone()).await;

@@ -6,7 +6,9 @@ use prost::Message;
 use streamgauge_broker::{Broker, BrokerConfig};
 use streamgauge_chain::{Ledger, Verdict, delta};
 use streamgauge_consumer::{Config, Deps, Error, bind, run};
-use streamgauge_kafka::{FetchConfig, KafkaConfig, LogReader, Publisher, PublisherConfig, Record};
+use streamgauge_kafka::{
+    FetchConfig, KafkaConfig, LogReader, Publisher, PublisherConfig, Record, Watermarks,
+};
 use streamgauge_lifecycle::{Shutdown, SystemClock};
 use streamgauge_proto::v1::{DeltaBatch, Event};
 use streamgauge_telemetry::{FinishedSpans, Metrics, Telemetry};
@@ -102,9 +104,21 @@ impl Log {
         (delivery.partition, delivery.offset)
     }
 
+    /// The ends of a partition, of which a client knows nothing for a moment after its broker came back.
+    async fn ends(&self, topic: &str, partition: i32) -> Watermarks {
+        let deadline = tokio::time::Instant::now() + PATIENCE;
+        loop {
+            match self.reader.watermarks(topic, partition).await {
+                Ok(ends) => return ends,
+                Err(error) => assert!(tokio::time::Instant::now() < deadline, "{error}"),
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    }
+
     /// Everything in a partition: offset, payload, headers.
     pub async fn read(&self, topic: &str, partition: i32) -> Vec<Stored> {
-        let ends = self.reader.watermarks(topic, partition).await.unwrap();
+        let ends = self.ends(topic, partition).await;
         let mut found = Vec::new();
         self.reader
             .read_range(topic, partition, ends.low, ends.high, |chunk| {

@@ -18,6 +18,12 @@ use crate::KafkaError;
 /// Longest single wait inside librdkafka; a thread outlives its asker, and with it a shutdown, by no more.
 const STEP: Duration = Duration::from_secs(1);
 
+/// How long a partition may be without a leader before that is the answer: a client that has lost its broker and found it
+/// again knows of no partition until it has asked.
+const LEADERLESS_MAX: Duration = Duration::from_secs(2);
+/// Between two questions about such a partition.
+const LEADERLESS_PAUSE: Duration = Duration::from_millis(50);
+
 /// Lowered when the asker goes away.
 struct Asking(Arc<AtomicBool>);
 
@@ -35,14 +41,21 @@ pub(crate) async fn ask<T: Send + 'static>(
     let wanted = Arc::new(AtomicBool::new(true));
     let _asking = Asking(Arc::clone(&wanted));
     let ask = move || {
-        let end = Instant::now() + timeout;
+        let begun = Instant::now();
         loop {
-            let left = end.saturating_duration_since(Instant::now());
+            let left = timeout.saturating_sub(begun.elapsed());
             let answer = question(left.min(STEP));
-            let again = matches!(&answer, Err(error) if is_timeout(error));
-            if !again || left <= STEP || !wanted.load(Ordering::Acquire) {
+            let pause = match &answer {
+                Err(error) if is_timeout(error) => Duration::ZERO,
+                Err(error) if is_leaderless(error) && begun.elapsed() < LEADERLESS_MAX => {
+                    LEADERLESS_PAUSE
+                }
+                _ => return answer,
+            };
+            if left <= STEP || !wanted.load(Ordering::Acquire) {
                 return answer;
             }
+            std::thread::sleep(pause);
         }
     };
     tokio::task::spawn_blocking(ask)
@@ -54,6 +67,13 @@ fn is_timeout(error: &Native) -> bool {
     matches!(
         error.rdkafka_error_code(),
         Some(Code::OperationTimedOut | Code::RequestTimedOut)
+    )
+}
+
+fn is_leaderless(error: &Native) -> bool {
+    matches!(
+        error.rdkafka_error_code(),
+        Some(Code::UnknownPartition | Code::LeaderNotAvailable | Code::NotLeaderForPartition)
     )
 }
 
@@ -82,6 +102,26 @@ mod tests {
                 .await
                 .unwrap()
                 .is_err()
+        );
+    }
+
+    #[tokio::test]
+    async fn a_partition_that_finds_its_leader_soon_has_an_answer() {
+        let leaderless = || Err(Native::MetadataFetch(Code::UnknownPartition));
+        let asked = Arc::new(AtomicBool::new(false));
+        let before = Arc::clone(&asked);
+        let answer = ask(Duration::from_secs(60), move |_| {
+            if before.swap(true, Ordering::AcqRel) {
+                Ok(7)
+            } else {
+                leaderless()
+            }
+        });
+        assert_eq!(answer.await.unwrap().unwrap(), 7);
+        let answer = ask::<u8>(Duration::from_secs(60), move |_| leaderless());
+        assert!(
+            answer.await.unwrap().is_err(),
+            "it is told long before the time-out"
         );
     }
 
