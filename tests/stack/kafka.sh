@@ -64,5 +64,5 @@ case "${1:-}" in
   kill) stop_pid "$run/pid" KILL ;;
   tool) shift; fetch; run_java -Xmx512m "$@" ;;
   kcat) shift; need kcat kcat; exec kcat "$@" ;;
-  *) sed -n '2,12p' "$0"; exit 2 ;;
+  *) sed -n '2,11p' "$0"; exit 2 ;;
 esac
