@@ -5,6 +5,7 @@
 #   kafka.sh halt     stops it in an orderly way; the data stays
 #   kafka.sh kill     the same without mercy (SIGKILL)
 #   kafka.sh tool CLASS ARGS...   runs one of Kafka's own tools
+#   kafka.sh kcat ARGS...         runs kcat
 # Settings: STACK_DIR (cache and data), KAFKA_PORT, KAFKA_CONTROLLER_PORT, KAFKA_HEAP, KAFKA_DATA (another data folder),
 # KAFKA_PROXIES ("OWN:TOLD ...": more listeners on the ports OWN, whose clients are told to come back by TOLD, where a
 # proxy listens).
@@ -62,5 +63,6 @@ case "${1:-}" in
   halt) stop_pid "$run/pid" TERM ;;
   kill) stop_pid "$run/pid" KILL ;;
   tool) shift; fetch; run_java -Xmx512m "$@" ;;
+  kcat) shift; need kcat kcat; exec kcat "$@" ;;
   *) sed -n '2,11p' "$0"; exit 2 ;;
 esac

@@ -6,12 +6,13 @@ use futures::future::BoxFuture;
 use kafka_protocol::ResponseError as E;
 use kafka_protocol::messages::api_versions_response::ApiVersion;
 use kafka_protocol::messages::{
-    ApiKey, ApiVersionsRequest, ApiVersionsResponse, CreateTopicsRequest, DeleteGroupsRequest,
-    DeleteRecordsRequest, DeleteTopicsRequest, DescribeConfigsRequest, DescribeGroupsRequest,
-    FetchRequest, FindCoordinatorRequest, HeartbeatRequest, InitProducerIdRequest,
-    JoinGroupRequest, LeaveGroupRequest, ListGroupsRequest, ListOffsetsRequest, MetadataRequest,
-    OffsetCommitRequest, OffsetFetchRequest, OffsetForLeaderEpochRequest, ProduceRequest,
-    ProduceResponse, RequestHeader, ResponseHeader, SyncGroupRequest,
+    ApiKey, ApiVersionsRequest, ApiVersionsResponse, ConsumerGroupHeartbeatRequest,
+    CreateTopicsRequest, DeleteGroupsRequest, DeleteRecordsRequest, DeleteTopicsRequest,
+    DescribeConfigsRequest, DescribeGroupsRequest, FetchRequest, FindCoordinatorRequest,
+    HeartbeatRequest, InitProducerIdRequest, JoinGroupRequest, LeaveGroupRequest,
+    ListGroupsRequest, ListOffsetsRequest, MetadataRequest, OffsetCommitRequest,
+    OffsetFetchRequest, OffsetForLeaderEpochRequest, ProduceRequest, ProduceResponse,
+    RequestHeader, ResponseHeader, SyncGroupRequest,
 };
 use kafka_protocol::protocol::{Decodable, Encodable, HeaderVersion};
 use tokio::sync::OwnedSemaphorePermit;
@@ -33,7 +34,7 @@ const fn served(api: ApiKey, min: i16, max: i16) -> Served {
 
 /// Fetch stays below 13 and the offset requests below 10, where topics are
 /// named by id.
-pub const SERVED: [Served; 21] = [
+pub const SERVED: [Served; 22] = [
     served(ApiKey::Produce, 3, 9),
     served(ApiKey::Fetch, 4, 12),
     served(ApiKey::ListOffsets, 1, 7),
@@ -55,6 +56,8 @@ pub const SERVED: [Served; 21] = [
     served(ApiKey::OffsetForLeaderEpoch, 2, 4),
     served(ApiKey::DescribeConfigs, 1, 4),
     served(ApiKey::DeleteGroups, 0, 2),
+    // Only to be refused: some clients wait for ever where it is not announced.
+    served(ApiKey::ConsumerGroupHeartbeat, 0, 1),
 ];
 
 /// Why a connection is closed instead of answered.
@@ -189,6 +192,9 @@ async fn route(ctx: &Context, envelope: Envelope, body: Bytes) -> Result<Reply, 
         ApiKey::ListGroups => answer!(ListGroupsRequest, |r| groups::list_groups(ctx, r).await),
         ApiKey::DeleteGroups => {
             answer!(DeleteGroupsRequest, |r| groups::delete_groups(ctx, r).await)
+        }
+        ApiKey::ConsumerGroupHeartbeat => {
+            answer!(ConsumerGroupHeartbeatRequest, |_r| groups::refuse_newer())
         }
         ApiKey::ApiVersions => answer!(ApiVersionsRequest, |_r| api_versions()),
         ApiKey::CreateTopics => answer!(CreateTopicsRequest, |r| topics::create_topics(ctx, &r)),
@@ -336,5 +342,6 @@ pub fn decodes(api: ApiKey, version: i16, body: Bytes) -> bool {
         OffsetForLeaderEpoch => OffsetForLeaderEpochRequest,
         DescribeConfigs => DescribeConfigsRequest,
         DeleteGroups => DeleteGroupsRequest,
+        ConsumerGroupHeartbeat => ConsumerGroupHeartbeatRequest,
     }
 }

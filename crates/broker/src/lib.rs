@@ -2,8 +2,11 @@
 //!
 //! It serves what the clients of a single node need, from one folder on disk:
 //! topics, idempotent produce, fetch with long poll, lookups by time, classic
-//! consumer groups and committed offsets. It has no replication, transactions
-//! or access control, and listens on loopback unless told otherwise.
+//! consumer groups and committed offsets. It has no replication, transactions,
+//! access control, newer group protocols or share groups, changes no topic once
+//! it is made, and listens on loopback unless told otherwise. What is served is
+//! what ApiVersions announces; `docs/embedded-log.md` says which tools that is
+//! enough for, and how the rest is refused.
 //!
 //! **Durability.** A produce request is acknowledged once its batch is written
 //! to the log file. A process that is killed loses nothing acknowledged, since

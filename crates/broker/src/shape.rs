@@ -224,6 +224,21 @@ static DESCRIBE_CONFIGS: Schema = schema(
     ],
 );
 static DELETE_GROUPS: Schema = schema(2, &[f(Texts)]);
+static CONSUMER_GROUP_HEARTBEAT: Schema = schema(
+    0,
+    &[
+        f(Text),
+        f(Text),
+        f(Fixed(4)),
+        f(Text),
+        f(Text),
+        f(Fixed(4)),
+        f(Texts),
+        since(1, Text),
+        f(Text),
+        f(Structs(&[f(Fixed(16)), f(Numbers(4))])),
+    ],
+);
 
 fn schema_of(api: ApiKey) -> Option<&'static Schema> {
     Some(match api {
@@ -248,6 +263,7 @@ fn schema_of(api: ApiKey) -> Option<&'static Schema> {
         ApiKey::OffsetForLeaderEpoch => &OFFSET_FOR_LEADER_EPOCH,
         ApiKey::DescribeConfigs => &DESCRIBE_CONFIGS,
         ApiKey::DeleteGroups => &DELETE_GROUPS,
+        ApiKey::ConsumerGroupHeartbeat => &CONSUMER_GROUP_HEARTBEAT,
         _ => return None,
     })
 }

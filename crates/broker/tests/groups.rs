@@ -7,7 +7,7 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::BytesMut;
 use kafka_protocol::messages::join_group_request::JoinGroupRequestProtocol;
@@ -17,6 +17,7 @@ use kafka_protocol::messages::{
 use kafka_protocol::protocol::{Encodable, StrBytes};
 use parking_lot::Mutex;
 use rdkafka::consumer::{BaseConsumer, CommitMode, Consumer};
+use rdkafka::error::RDKafkaErrorCode;
 use rdkafka::{Offset, TopicPartitionList};
 use streamgauge_broker::Broker;
 use support::*;
@@ -301,5 +302,35 @@ async fn a_group_resumes_where_it_committed_after_the_broker_restarts() {
     blocking(move || fill(&bootstrap, "work", None, 100, b"after")).await;
     eventually("the records after", || member.read(b"after").len() == 100).await;
     blocking(move || member.leave()).await;
+    stop(broker).await;
+}
+
+#[tokio::test]
+async fn the_newer_group_protocol_is_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let broker = start(dir.path()).await;
+    broker.create_topic("work", PARTITIONS).await.unwrap();
+    let mut config = client(&broker.bootstrap());
+    config
+        .set("group.id", "newer")
+        .set("group.protocol", "consumer");
+    let refused = blocking(move || {
+        let consumer: BaseConsumer = config.create().unwrap();
+        consumer.subscribe(&["work"]).unwrap();
+        let started = Instant::now();
+        loop {
+            match consumer.poll(Duration::from_millis(10)) {
+                Some(polled) => return polled.err().unwrap(),
+                None => assert!(started.elapsed() < LIMIT, "it was never refused"),
+            }
+        }
+    });
+    let refused = refused.await;
+    let code = refused.rdkafka_error_code();
+    assert_eq!(
+        code,
+        Some(RDKafkaErrorCode::UnsupportedVersion),
+        "{refused}"
+    );
     stop(broker).await;
 }

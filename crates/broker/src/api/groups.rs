@@ -11,10 +11,10 @@ use kafka_protocol::messages::join_group_response::JoinGroupResponseMember;
 use kafka_protocol::messages::leave_group_response::MemberResponse;
 use kafka_protocol::messages::list_groups_response::ListedGroup;
 use kafka_protocol::messages::{
-    DeleteGroupsRequest, DeleteGroupsResponse, DescribeGroupsRequest, DescribeGroupsResponse,
-    GroupId, HeartbeatRequest, HeartbeatResponse, JoinGroupRequest, JoinGroupResponse,
-    LeaveGroupRequest, LeaveGroupResponse, ListGroupsRequest, ListGroupsResponse, SyncGroupRequest,
-    SyncGroupResponse,
+    ConsumerGroupHeartbeatResponse, DeleteGroupsRequest, DeleteGroupsResponse,
+    DescribeGroupsRequest, DescribeGroupsResponse, GroupId, HeartbeatRequest, HeartbeatResponse,
+    JoinGroupRequest, JoinGroupResponse, LeaveGroupRequest, LeaveGroupResponse, ListGroupsRequest,
+    ListGroupsResponse, SyncGroupRequest, SyncGroupResponse,
 };
 use kafka_protocol::protocol::StrBytes;
 use tokio::sync::oneshot;
@@ -178,6 +178,14 @@ fn sync_response(ctx: &Context, synced: Synced) -> SyncGroupResponse {
         .with_protocol_type(synced.protocol_type.map(text).filter(|_| named))
         .with_protocol_name(synced.protocol_name.map(text).filter(|_| named))
         .with_assignment(synced.assignment)
+}
+
+/// Members of the newer protocol are refused for good, as a Kafka does that has it switched off.
+pub fn refuse_newer() -> ConsumerGroupHeartbeatResponse {
+    let message = "this broker serves group.protocol=classic only";
+    ConsumerGroupHeartbeatResponse::default()
+        .with_error_code(E::UnsupportedVersion.code())
+        .with_error_message(Some(text(message)))
 }
 
 // --- staying and leaving ---------------------------------------------------

@@ -39,7 +39,7 @@ pub fn list_offsets(ctx: &Context, request: &ListOffsetsRequest) -> ListOffsetsR
                 .topics
                 .partition(&topic.name, partition.partition_index)
             {
-                Some(log) => list_one(partition, &log),
+                Some(log) => list_one(ctx.version, partition, &log),
                 None => not_listed(partition, E::UnknownTopicOrPartition),
             }
         });
@@ -50,7 +50,16 @@ pub fn list_offsets(ctx: &Context, request: &ListOffsetsRequest) -> ListOffsetsR
     ListOffsetsResponse::default().with_topics(topics.collect())
 }
 
-fn list_one(partition: &ListOffsetsPartition, log: &Partition) -> ListOffsetsPartitionResponse {
+fn list_one(
+    version: i16,
+    partition: &ListOffsetsPartition,
+    log: &Partition,
+) -> ListOffsetsPartitionResponse {
+    // Older versions have no field for it, and the codec refuses to leave it out.
+    let leader_epoch = match version {
+        ..4 => -1,
+        _ => LEADER_EPOCH,
+    };
     let found = match partition.timestamp {
         LATEST => Ok(Some((log.high_watermark(), -1))),
         EARLIEST => Ok(Some((log.log_start(), -1))),
@@ -65,7 +74,7 @@ fn list_one(partition: &ListOffsetsPartition, log: &Partition) -> ListOffsetsPar
             .with_partition_index(partition.partition_index)
             .with_offset(offset.max(log.log_start()))
             .with_timestamp(timestamp)
-            .with_leader_epoch(LEADER_EPOCH),
+            .with_leader_epoch(leader_epoch),
         Ok(None) => ListOffsetsPartitionResponse::default()
             .with_partition_index(partition.partition_index)
             .with_offset(-1)

@@ -217,6 +217,19 @@ fn sample(api: ApiKey, v: i16) -> Bytes {
                 DeleteGroupsRequest::default().with_groups_names(vec![group("g"), group("h")]);
             encoded(&request, v)
         }
+        ApiKey::ConsumerGroupHeartbeat => {
+            let owned = consumer_group_heartbeat_request::TopicPartitions::default()
+                .with_partitions(vec![1, 2]);
+            let mut request = ConsumerGroupHeartbeatRequest::default()
+                .with_group_id(group("g"))
+                .with_member_id(s("m"))
+                .with_subscribed_topic_names(Some(vec![topic("t"), topic("u")]))
+                .with_topic_partitions(Some(vec![owned.clone(), owned]));
+            if v >= 1 {
+                request = request.with_subscribed_topic_regex(Some(s("t.*")));
+            }
+            encoded(&request, v)
+        }
         api => panic!("no sample of {api:?}"),
     }
 }

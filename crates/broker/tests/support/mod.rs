@@ -61,7 +61,10 @@ impl Raw {
     }
 
     pub async fn connect_to(address: SocketAddr) -> Raw {
-        Raw(TcpStream::connect(address).await.unwrap())
+        let stream = TcpStream::connect(address).await.unwrap();
+        // A frame is sent in two pieces, and the second would wait for word of the first.
+        stream.set_nodelay(true).unwrap();
+        Raw(stream)
     }
 
     pub async fn send<R: Request>(&mut self, version: i16, request: &R) -> io::Result<()> {
