@@ -481,6 +481,6 @@ async fn many_healthy_clients_are_never_shed() {
     .await;
     let (_, shed) = load.stop().await;
     assert_eq!(shed, 0);
-    assert_eq!(producer.metric("admission_limit"), 65_536.0);
+    assert_eq!(producer.metric("admission_limit"), 16_384.0);
     producer.stop().await.unwrap();
 }

@@ -61,8 +61,8 @@ impl Default for ConcurrencyConfig {
     fn default() -> Self {
         Self {
             units_min: 1_000,
-            units_max: 65_536,
-            latency_floor_ms: 50,
+            units_max: 16_384,
+            latency_floor_ms: 15,
             latency_tolerance: 1.5,
             window_ms: 100,
             window_samples_min: 10,

@@ -33,6 +33,8 @@ const CHANGE_MAX: f64 = 0.05;
 const ADDRESSES: u32 = 10_000;
 /// Connections that send a byte now and then.
 const SLOW_SENDERS: usize = 200;
+/// Connections of the flood, for each of the honest clients'; each sends as fast as it is answered.
+const FLOOD: u32 = 40;
 /// Bombs, one after the other.
 const BOMBS: usize = 40;
 
@@ -157,7 +159,9 @@ async fn scrape_once(address: SocketAddr, slowly: bool) -> std::io::Result<()> {
 
 /// Honest clients at their usual pace, alone and then among slow senders, bombs, many addresses and a flood.
 pub async fn overload(trial: &mut Trial<'_>) -> Result<(), Failure> {
-    let calm = quiet(trial).await?;
+    // What only just started is slow, which would make the crowd look harmless.
+    let warm = quiet(trial, "warm").await?;
+    let calm = quiet(trial, "calm").await?;
     let producer = SocketAddr::from((Ipv4Addr::LOCALHOST, trial.system.http_port("producer")));
     let mut mean = JoinSet::new();
     for _ in 0..SLOW_SENDERS {
@@ -174,7 +178,7 @@ pub async fn overload(trial: &mut Trial<'_>) -> Result<(), Failure> {
     let mut config = trial.load_config("honest");
     config.events_min = 0;
     let honest = Load::start(&config)?;
-    let lasts = if trial.size.full { 120 } else { 20 };
+    let lasts = if trial.size.full { 120 } else { 60 };
     tokio::time::sleep(Duration::from_secs(lasts)).await;
     let honest = honest.finish().await?;
     mean.abort_all();
@@ -192,7 +196,7 @@ pub async fn overload(trial: &mut Trial<'_>) -> Result<(), Failure> {
     trial.require(answered == u64::from(ADDRESSES), || {
         format!("{answered} of {ADDRESSES} addresses got an answer")
     });
-    for harvest in [calm, honest, flood] {
+    for harvest in [warm, calm, honest, flood] {
         trial.harvest(harvest);
     }
     Ok(())
@@ -219,15 +223,15 @@ fn judge_overload(trial: &mut Trial<'_>, calm: &Harvest, honest: &Harvest, flood
 }
 
 /// The honest load by itself.
-async fn quiet(trial: &mut Trial<'_>) -> Result<Harvest, Failure> {
-    let config = trial.load_config("calm");
+async fn quiet(trial: &mut Trial<'_>, name: &str) -> Result<Harvest, Failure> {
+    let config = trial.load_config(name);
     Load::start(&config)?.finish().await
 }
 
-/// Ten times the connections, each as fast as it is answered, from addresses of their own.
+/// Many times the connections, each as fast as it is answered, from addresses of their own.
 fn flood(trial: &Trial<'_>) -> crate::load::LoadConfig {
     let mut config = trial.load_config("flood");
-    config.connections *= 10;
+    config.connections *= FLOOD;
     config.rate = 0;
     config.events_min = 0;
     config.sources = (0..config.connections)
