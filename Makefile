@@ -47,7 +47,7 @@ check: setup ## Format, lints, licences and sources, documentation
 
 .PHONY: simulate
 simulate: setup ## Run the chain through SEEDS random schedules of crashes, zombies and rebalances
-	SIMULATION_SEEDS=$(SEEDS) cargo test -p streamgauge-tests --release --test simulation -- --nocapture
+	SIMULATION_SEEDS=$(SEEDS) cargo test --workspace --release --test simulation -- --nocapture
 
 .PHONY: fuzz
 fuzz: setup ## Fuzz each reader of foreign bytes for FUZZ_SECONDS (60)

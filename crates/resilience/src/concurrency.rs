@@ -6,14 +6,16 @@
 //! 2.0): while a service has room, work takes as long as it takes alone; once it is full, more work in flight only
 //! waits longer. So the limit follows the gradient, the latency that is accepted over the latency that is measured: it
 //! shrinks in proportion while the gradient is below one, and grows by a fixed share otherwise. As there, a limit that
-//! is not made use of is left alone.
+//! is not made use of is left alone: one of which less than half is in flight.
 //!
-//! Three things are other than in Gradient2. The baseline only rises on work that met a nearly idle service (no more
-//! than the least limit beside it), so that a long overload is never learned as normal. Work of different sizes has
-//! baselines of its own, so that a change from single events to large batches is no overload. And work that began before
-//! the last change, and so tells of an earlier limit, never raises the limit, and lowers it no further than to what
-//! gets done in the accepted time (Little's law): a queue that is draining already does not cut the limit again and
-//! again, and yet one that takes seconds to drain does not put off the first cuts for as long.
+//! Four things are other than in Gradient2. A limit that refused somebody of late counts as made use of, however little is
+//! in flight: clients that were told to come back later leave gaps, in which the limit would stay where it is too high.
+//! The baseline only rises on work that met a nearly idle service (no more than the least limit beside it), so that a long
+//! overload is never learned as normal. Work of different sizes has baselines of its own, so that a change from single
+//! events to large batches is no overload. And work that began before the last change, and so tells of an earlier limit,
+//! never raises the limit, and lowers it no further than to what gets done in the accepted time (Little's law): a queue
+//! that is draining already does not cut the limit again and again, and yet one that takes seconds to drain does not put
+//! off the first cuts for as long.
 
 use std::time::Duration;
 
@@ -85,6 +87,9 @@ pub struct Sample {
     pub left_units: u32,
     /// It was lost for want of room, such as by a time-out.
     pub lost: bool,
+    /// Work was refused of late for the limit's sake: whoever was refused comes back, so that the limit is made use of even
+    /// where little is in flight just now.
+    pub pressed: bool,
 }
 
 /// What was measured of the work of one size.
@@ -154,6 +159,7 @@ struct Window {
     lost: u32,
     done_units: u64,
     busiest_units: u32,
+    pressed: bool,
     /// All of it began before the last change.
     stale: bool,
 }
@@ -225,6 +231,7 @@ impl ConcurrencyLimit {
         let window = &mut self.window;
         window.stale = stale;
         window.samples += 1;
+        window.pressed |= sample.pressed;
         window.busiest_units = window.busiest_units.max(
             sample
                 .beside_units
@@ -251,8 +258,8 @@ impl ConcurrencyLimit {
             }
         }
         let before = self.limit();
-        // A limit that is not reached is not what latency depends on.
-        if f64::from(window.busiest_units) >= self.limit / 2.0 {
+        // A limit that nobody comes near is not what latency depends on.
+        if window.pressed || f64::from(window.busiest_units) >= self.limit / 2.0 {
             if gradient < 1.0 {
                 let done_in_time = window.done_units as f64 / elapsed.as_secs_f64() * accepted;
                 let lower = (self.limit * gradient).max(done_in_time);

@@ -79,6 +79,7 @@ struct World {
     limit: ConcurrencyLimit,
     service: Service,
     in_flight: u32,
+    refused_ns: Option<u64>,
     now_ns: u64,
     next_arrival_ns: u64,
     random: StdRng,
@@ -90,6 +91,7 @@ impl World {
             limit: ConcurrencyLimit::new(config),
             service,
             in_flight: 0,
+            refused_ns: None,
             now_ns: 0,
             next_arrival_ns: 0,
             random: StdRng::seed_from_u64(7),
@@ -99,6 +101,7 @@ impl World {
     fn offer(&mut self, client: usize, units: u32, seen: &mut Seen) -> bool {
         if self.in_flight >= self.limit.limit() {
             seen.refused += 1;
+            self.refused_ns = Some(self.now_ns);
             return false;
         }
         let job = Job {
@@ -127,6 +130,9 @@ impl World {
             beside_units: job.beside,
             left_units: self.in_flight,
             lost: false,
+            pressed: self
+                .refused_ns
+                .is_some_and(|refused| done_ns < refused + 2_000_000_000),
         });
         job
     }
@@ -303,6 +309,20 @@ fn clients_at_full_speed_are_left_alone() {
 }
 
 #[test]
+fn far_too_many_clients_at_full_speed_are_held_to_the_accepted_latency() {
+    let config = ConcurrencyConfig::default();
+    let mut world = World::new(&config, Service::new(1, pipe));
+    // They come back a second after a refusal, all at once or not at all.
+    world.closed_loop(640, 62, 10);
+    let mut seen = world.closed_loop(640, 62, 120);
+    let accepted = millis(config.latency_floor_ms);
+    assert!(seen.p99() <= 2 * accepted, "{:?}", seen.p99());
+    assert!(seen.refused > 0);
+    let done = seen.latencies_ns.len() as f64 * 62.0;
+    assert!(done >= 0.8 * 120.0 * 200_000.0, "{done}");
+}
+
+#[test]
 fn a_change_of_sizes_is_no_overload() {
     let config = ConcurrencyConfig {
         units_min: 50,
@@ -354,6 +374,7 @@ fn lost_work_lowers_the_limit_however_quick_the_rest_is() {
         beside_units: 4_999,
         left_units: 0,
         lost,
+        pressed: false,
     };
     for n in 0..100 {
         assert_eq!(limit.observe(sample(n + 1, false)), 5_000);
@@ -379,7 +400,15 @@ prop_compose! {
             .into_iter()
             .map(|((pause, latency, units), (beside_units, left_units, lost))| {
                 now += millis(pause);
-                Sample { now, latency: millis(latency), units, beside_units, left_units, lost }
+                Sample {
+                    now,
+                    latency: millis(latency),
+                    units,
+                    beside_units,
+                    left_units,
+                    lost,
+                    pressed: lost,
+                }
             })
             .collect()
     }
@@ -416,7 +445,13 @@ proptest! {
         for sample in samples {
             let (units, beside_units) = (sample.units.min(1_000), sample.beside_units % 7_000);
             let left_units = sample.left_units % 7_000;
-            let after = limit.observe(Sample { units, beside_units, left_units, ..sample });
+            let after = limit.observe(Sample {
+                units,
+                beside_units,
+                left_units,
+                pressed: false,
+                ..sample
+            });
             prop_assert_eq!(after, 16_384);
         }
     }

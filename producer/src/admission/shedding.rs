@@ -16,6 +16,9 @@ use streamgauge_resilience::{ConcurrencyLimit, Sample};
 use super::counts::{AdmissionCounts, Shed};
 use super::settings::AdmissionConfig;
 
+/// Whoever was refused was told to come back within this time: until then the limit is pressed, however little is in flight.
+const PRESSED_FOR: Duration = Duration::from_secs(2);
+
 /// Tells how many records are in the local queue to Kafka.
 pub type QueueDepth = Box<dyn Fn() -> usize + Send + Sync>;
 
@@ -49,6 +52,8 @@ pub struct Shedding {
     queue: OnceLock<QueueDepth>,
     queue_depth: AtomicUsize,
     queue_looked_ms: AtomicU64,
+    /// When the limit refused somebody last, milliseconds of the clock; 0 for never.
+    refused_ms: AtomicU64,
     clock: SharedClock,
     counts: AdmissionCounts,
 }
@@ -74,6 +79,7 @@ impl Shedding {
             queue: OnceLock::new(),
             queue_depth: AtomicUsize::new(0),
             queue_looked_ms: AtomicU64::new(0),
+            refused_ms: AtomicU64::new(0),
             clock,
             counts,
         }
@@ -116,7 +122,7 @@ impl Shedding {
     pub fn may_enter(&self, canary: bool) -> Result<(), Shed> {
         let rank = if canary { Rank::Canary } else { Rank::Small };
         if self.config.enabled && self.in_flight.load(Ordering::Relaxed) >= self.ceiling(rank) {
-            return Err(Shed::Limit);
+            return Err(self.refuse(self.clock.monotonic()));
         }
         Ok(())
     }
@@ -141,13 +147,24 @@ impl Shedding {
         };
         if self.config.enabled {
             if beside >= self.ceiling(rank) {
-                return Err(Shed::Limit);
+                return Err(self.refuse(now));
             }
             if self.queue_is_full(events, now) {
                 return Err(Shed::Queue);
             }
         }
         Ok(ticket)
+    }
+
+    fn refuse(&self, now: Duration) -> Shed {
+        self.refused_ms
+            .store((now.as_millis() as u64).max(1), Ordering::Relaxed);
+        Shed::Limit
+    }
+
+    fn is_pressed(&self, now: Duration) -> bool {
+        let refused_ms = self.refused_ms.load(Ordering::Relaxed);
+        refused_ms > 0 && now < Duration::from_millis(refused_ms) + PRESSED_FOR
     }
 
     /// What is in flight apart from so many units of it.
@@ -204,6 +221,7 @@ impl Ticket {
             beside_units: self.beside_units,
             left_units: shedding.in_flight_beside(self.units),
             lost: ending == Ending::Lost,
+            pressed: shedding.is_pressed(now),
         };
         let mut core = shedding.core.lock();
         let before = core.limit();

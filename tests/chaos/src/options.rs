@@ -37,6 +37,10 @@ pub struct Options {
     /// Longest time from the end of a fault to the lag from before it, in seconds
     #[arg(long, value_name = "SECONDS", default_value_t = 60)]
     pub recovery_s_max: u64,
+    /// How many times slower than usual this machine may be: what a service takes to be ready is held to so much more.
+    /// Losses, doubles and order are held to the same in any case
+    #[arg(long, value_name = "FACTOR", default_value_t = 1)]
+    pub slack: u32,
     /// The binary under test; by default the one beside this program
     #[arg(long, value_name = "FILE")]
     pub binary: Option<PathBuf>,

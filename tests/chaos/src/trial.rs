@@ -177,6 +177,7 @@ impl<'a> Trial<'a> {
 
     /// Waits until a service is ready and requires that this takes no longer than `most`.
     pub async fn ready_within(&mut self, name: &str, most: Duration) -> Result<Duration, Failure> {
+        let most = most * self.options.slack;
         let took = self.system.ready(name, Duration::from_secs(90)).await?;
         self.require(took <= most, || {
             format!("{name} was ready after {took:.1?}, not within {most:?}")
