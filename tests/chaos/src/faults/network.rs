@@ -30,7 +30,8 @@ pub async fn broker(trial: &mut Trial<'_>, stack: &Stack) -> Result<(), Failure>
         trial.note(format!("{how}: away for {away:.1?}"));
         trial.healed().await;
         for name in PROXIED {
-            trial.ready_within(name, READY_WITHIN).await?;
+            // The group forgets its old member only when that one's session has timed out.
+            trial.ready_within(name, READY_WITHIN * 3).await?;
         }
     }
     Ok(())
