@@ -41,8 +41,8 @@ Each partition of *analytics-events* has one **owner**. It polls records, decode
         runbooks: ['DrainTooSlow', 'LagBeyondRetention'],
       }),
       stat({
-        title: 'Last batch',
-        shows: 'Batches of counts in the last 10 minutes.',
+        title: 'Batches in 10 minutes',
+        shows: 'Batches of counts that were written in the last 10 minutes and count.',
         normal: 'hundreds, as long as events come in.',
         otherwise: '0 with lag: the consumer stands still.',
         unit: 'short',
@@ -154,7 +154,7 @@ Each partition of *analytics-events* has one **owner**. It polls records, decode
         unit: 'ops',
         thresholds: ['green', [0.1, 'orange']],
         queries: [q(`sum by (component, kind) (${rate('errors_total', 'component=~"owner|chain"')})`, '{{component}} {{kind}}')],
-        runbooks: ['ConsumerStopped'],
+        runbooks: ['ConsumerStopped', 'ChainDamaged', 'OwnerPanicked'],
         w: 8,
       }),
       timeseries({
@@ -197,6 +197,7 @@ Each partition of *analytics-events* has one **owner**. It polls records, decode
         unit: 'ops',
         thresholds: ['green', [0.001, 'red']],
         queries: [q(`sum(${rate('dedupe_evicted_total')})`, 'forgotten')],
+        runbooks: ['DedupeEvicting'],
         w: 8,
       }),
       timeseries({
@@ -206,6 +207,7 @@ Each partition of *analytics-events* has one **owner**. It polls records, decode
         otherwise: 'a series has more than `keys.per_hour_max` keys in an hour: sums stay right, small keys vanish. Page addresses with ids in them are the usual cause.',
         unit: 'ops',
         queries: [q(`sum(${rate('series_keys_folded_total')})`, 'folded')],
+        runbooks: ['SeriesKeysFolded'],
         w: 8,
       }),
       timeseries({
@@ -215,7 +217,7 @@ Each partition of *analytics-events* has one **owner**. It polls records, decode
         otherwise: 'many: two owners write for the same partition. Nothing is counted twice, but work is wasted; look for a rebalance storm.',
         unit: 'ops',
         queries: [q(`sum(${rate('consumer_void_batches_total')})`, 'void')],
-        runbooks: ['RebalanceStorm'],
+        runbooks: ['RebalanceStorm', 'VoidBatchesGrowing'],
         w: 8,
       }),
       bargauge({

@@ -69,7 +69,7 @@ Three kinds of process: **producer** (HTTP 8081), **consumer** (8082), **analyti
         unit: 'percentunit',
         thresholds: ['green', [0.001, 'orange'], [0.01, 'red']],
         queries: [q(share(`sum by (job) (${rate('http_server_requests_total', `${WORK}, code=~"5.."`)})`, `sum by (job) (${rate('http_server_requests_total', WORK)})`), '{{job}}')],
-        runbooks: ['IngestErrorBudgetBurnFast'],
+        runbooks: ['IngestErrorBudgetBurnFast', 'HttpServerErrors'],
         w: 8,
       }),
       timeseries({
@@ -116,6 +116,7 @@ Three kinds of process: **producer** (HTTP 8081), **consumer** (8082), **analyti
         unit: 'percentunit',
         thresholds: ['green', [0.001, 'orange'], [0.01, 'red']],
         queries: [q(share(`sum by (job) (${rate('rpc_server_requests_total', 'code=~"unavailable|internal|deadline_exceeded"')})`, `sum by (job) (${rate('rpc_server_requests_total')})`), '{{job}}')],
+        runbooks: ['GrpcServerErrors'],
         w: 8,
       }),
       timeseries({
@@ -185,6 +186,7 @@ Three kinds of process: **producer** (HTTP 8081), **consumer** (8082), **analyti
         unit: 'bytes',
         thresholds: ['green', [805306368, 'orange']],
         queries: [q(sel('process_resident_memory_bytes'), '{{job}} {{instance}}')],
+        runbooks: ['MemoryGrowth'],
         w: 8,
       }),
       timeseries({
@@ -227,6 +229,7 @@ Three kinds of process: **producer** (HTTP 8081), **consumer** (8082), **analyti
         bars: true,
         thresholds: ['green', [2, 'red']],
         queries: [q(`changes(${sel('process_start_time_seconds')}[1h])`, '{{job}} {{instance}}')],
+        runbooks: ['RestartLoop'],
         w: 8,
       }),
     ),
@@ -241,6 +244,7 @@ Three kinds of process: **producer** (HTTP 8081), **consumer** (8082), **analyti
         max: 1,
         thresholds: ['green', [0.8, 'orange']],
         queries: [q(`${rate('tokio_worker_busy_seconds_total')} / ${sel('tokio_workers')}`, '{{job}} {{instance}}')],
+        runbooks: ['RuntimeSaturated'],
         w: 8,
       }),
       timeseries({

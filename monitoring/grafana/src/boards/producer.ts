@@ -91,6 +91,7 @@ Each event that is read ends in one of three ways: **accepted** (Kafka has ackno
         unit: 'eps',
         stack: true,
         queries: [q(`sum by (reason) (${rate('events_rejected_total')})`, '{{reason}}')],
+        runbooks: ['EventsRejectedHigh'],
         w: 8,
       }),
       timeseries({
@@ -188,7 +189,7 @@ Each event that is read ends in one of three ways: **accepted** (Kafka has ackno
         otherwise: '`limit` and `queue`: Kafka takes less than comes in. Hard bounds: raise `limits.in_flight_*` if memory allows.',
         unit: 'reqps',
         queries: [q(`sum by (reason) (${rate('admission_rejected_total')})`, '{{reason}}')],
-        runbooks: ['IngestErrorBudgetBurnFast'],
+        runbooks: ['IngestErrorBudgetBurnFast', 'AdmissionSheddingHeavy'],
         w: 10,
       }),
     ),
@@ -213,6 +214,7 @@ Each event that is read ends in one of three ways: **accepted** (Kafka has ackno
         max: 1,
         thresholds: ['green', [0.5, 'orange'], [0.9, 'red']],
         queries: [q(`${sel('spool_bytes')} / clamp_min(${sel('spool_bytes_limit')}, 1)`, '{{instance}}')],
+        runbooks: ['SpoolFilling', 'SpoolFullSoon'],
         w: 8,
       }),
       timeseries({
@@ -223,6 +225,7 @@ Each event that is read ends in one of three ways: **accepted** (Kafka has ackno
         unit: 's',
         thresholds: ['green', [60, 'orange'], [600, 'red']],
         queries: [q(`max by (instance) (${sel('spool_oldest_age_seconds')})`, '{{instance}}')],
+        runbooks: ['SpoolNotDraining'],
         w: 8,
       }),
       timeseries({
@@ -246,6 +249,7 @@ Each event that is read ends in one of three ways: **accepted** (Kafka has ackno
         decimals: 0,
         bars: true,
         queries: [q(`sum by (kind) (increase(${sel('spool_errors_total')}[10m]))`, '{{kind}}')],
+        runbooks: ['SpoolErrors'],
         w: 8,
       }),
       stat({
@@ -260,6 +264,7 @@ Each event that is read ends in one of three ways: **accepted** (Kafka has ackno
           q(`sum(increase(${sel('spool_lost_total')}[1d]))`, 'lost'),
           q(`sum(increase(${sel('spool_uncertain_total')}[1d]))`, 'doubtful'),
         ],
+        runbooks: ['SpoolLost'],
         w: 8,
         h: 8,
       }),

@@ -57,6 +57,7 @@ export const realTime = dashboard({
         mappings: UP_OR_DOWN,
         thresholds: ['red', [1, 'green']],
         queries: [q(`min(${sel('kafka_reachable')})`, 'kafka')],
+        runbooks: ['KafkaUnreachable'],
         next: ['sg-kafka'],
       }),
       stat({
@@ -111,6 +112,7 @@ export const realTime = dashboard({
           q(`avg_over_time((${volume})[1h:1m]) + 2 * stddev_over_time((${volume})[1h:1m])`, 'upper'),
           q(`clamp_min(avg_over_time((${volume})[1h:1m]) - 2 * stddev_over_time((${volume})[1h:1m]), 0)`, 'lower'),
         ],
+        runbooks: ['EventVolumeAnomaly'],
         w: 7,
       }),
     ),
@@ -155,6 +157,7 @@ export const realTime = dashboard({
           q(`sum(${sel('view_pending_cells')})`, 'cells'),
           q(`sum(${sel('view_pending_user_pages')})`, 'user pages'),
         ],
+        runbooks: ['CheckpointLagging', 'CheckpointStalled'],
         w: 8,
       }),
       timeseries({
@@ -174,10 +177,10 @@ export const realTime = dashboard({
       timeseries({
         title: 'Time of an answer',
         shows: 'Time that queries take inside analytics, however they came in.',
-        normal: 'median below 5 ms, p99 below 0.5 s.',
+        normal: 'median below 5 ms, p99 below 0.25 s.',
         otherwise: 'compare with "What answers" and "Operations of the store, p99": a slow store, or longer ranges than before.',
         unit: 's',
-        thresholds: ['green', [0.5, 'red']],
+        thresholds: ['green', [0.25, 'red']],
         queries: quantiles('event_processing_duration_seconds', 'stage="query"'),
         runbooks: ['QueryLatencySLOBurn'],
       }),
@@ -216,7 +219,7 @@ export const realTime = dashboard({
         otherwise: '503 while the breaker of the store is open: see to the database. 503 otherwise: too many queries at once.',
         unit: 'reqps',
         queries: [q(`sum by (route, code) (${rate('http_server_requests_total', `${QUESTIONS}, code!="200"`)})`, '{{route}} {{code}}')],
-        runbooks: ['DatabaseDown'],
+        runbooks: ['DatabaseDown', 'QueriesRefused'],
         w: 8,
       }),
       timeseries({
@@ -256,6 +259,7 @@ export const realTime = dashboard({
         otherwise: '`apply` fell while events come in: the store holds analytics up.',
         unit: 'ops',
         queries: [q(`sum by (op) (${rate('db_operation_duration_seconds_count')})`, '{{op}}')],
+        runbooks: ['ApplyStopped'],
         w: 8,
       }),
       timeseries({
@@ -266,6 +270,7 @@ export const realTime = dashboard({
         unit: 's',
         logarithmic: true,
         queries: [quantileBy(0.99, 'db_operation_duration_seconds', ['op'], 'outcome="ok"')],
+        runbooks: ['DatabaseSlow'],
         w: 8,
       }),
       timeseries({
@@ -276,7 +281,7 @@ export const realTime = dashboard({
         unit: 'ops',
         thresholds: ['green', [0.1, 'red']],
         queries: [q(`sum by (op) (${rate('db_operation_duration_seconds_count', 'outcome="error"')})`, '{{op}}')],
-        runbooks: ['DatabaseDown', 'CircuitBreakerOpen'],
+        runbooks: ['DatabaseDown', 'CircuitBreakerOpen', 'DatabaseErrors'],
         w: 8,
       }),
       timeseries({

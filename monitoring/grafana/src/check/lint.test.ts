@@ -9,6 +9,8 @@ import { lint } from './lint.js';
 import { scraped } from './metrics.js';
 import { isRow } from './panels.js';
 import { grouping, selectors } from './promql.js';
+import { lintProvisioning, readProvisioning } from './provisioning.js';
+import type { Provisioning } from './provisioning.js';
 
 type Spoil = (boards: Dashboard[], first: Dashboard, panel: Panel) => void;
 
@@ -70,6 +72,24 @@ const cases: [name: string, finds: RegExp, spoil: Spoil][] = [
 
 for (const [name, finds, spoil] of cases) {
   test(`found: ${name}`, () => assert.match(spoilt(spoil).join('\n'), finds));
+}
+
+const provisioned: [name: string, finds: RegExp, spoil: (given: Provisioning) => void][] = [
+  ['a data source is missing', /no data source with the uid postgres/, (given) => void given.datasources.pop()],
+  ['a data source has another type', /no data source with the uid jaeger/, (given) => void (given.datasources[1]!.type = 'tempo')],
+  ['exemplars lead nowhere', /exemplars do not lead/, (given) => void (given.datasources[0]!.jsonData.exemplarTraceIdDestinations = [])],
+  ['a span asks for what is not exported', /which nothing exports/, (given) => void (given.datasources[1]!.jsonData.tracesToMetrics!.queries[0]!.query = 'sum(spans{$$__tags})')],
+  ['a span asks about every service', /not about the span/, (given) => void (given.datasources[1]!.jsonData.tracesToMetrics!.queries[0]!.query = 'sum(errors_total)')],
+  ['no folder is read', /no folder of dashboards/, (given) => void given.providers.pop()],
+];
+
+test('what is provisioned has no fault', () => assert.deepEqual(lintProvisioning(readProvisioning('provisioning')), []));
+for (const [name, finds, spoil] of provisioned) {
+  test(`found: ${name}`, () => {
+    const given = readProvisioning('provisioning');
+    spoil(given);
+    assert.match(lintProvisioning(given).join('\n'), finds);
+  });
 }
 
 test('selectors are read with their labels', () => {

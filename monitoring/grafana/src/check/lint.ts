@@ -1,4 +1,4 @@
-// Holds the generated files to what every dashboard must be: lint.js [FOLDER] [RUNBOOKS]. Prints what is wrong and how
+// Holds the generated files to what every dashboard must be: lint.js [FOLDER] [PROVISIONING] [RUNBOOKS]. Prints what is wrong and how
 // many panels were looked at; exits with 1 when anything is.
 import { existsSync } from 'node:fs';
 import { join } from 'node:path';
@@ -11,6 +11,7 @@ import { ANNOUNCED, EXPORTED, OF_PROMETHEUS, OF_TARGET } from './metrics.js';
 import { annotationQueries, isRow, panels, prometheusQueries, read, sqlQueries, variableQuery } from './panels.js';
 import type { Found } from './panels.js';
 import { grouping, selectors } from './promql.js';
+import { lintProvisioning, readProvisioning } from './provisioning.js';
 
 const PANELS_MIN = 90;
 const COLUMNS = 24;
@@ -227,9 +228,9 @@ function lintLinks(boards: Dashboard[], runbooks: string | undefined, say: Say):
 }
 
 if (import.meta.filename === process.argv[1]) {
-  const [, , folder = 'dashboards', runbooks] = process.argv;
+  const [, , folder = 'dashboards', provisioning = 'provisioning', runbooks] = process.argv;
   const boards = read(folder);
-  const wrong = lint(boards, runbooks);
+  const wrong = [...lint(boards, runbooks), ...lintProvisioning(readProvisioning(provisioning))];
   for (const line of wrong) console.error(line);
   const count = (type: (panel: Panel) => boolean): number => panels(boards).filter(({ panel }) => type(panel)).length;
   const figures = [

@@ -1,4 +1,4 @@
-// Runs every query on live systems, as Grafana would: live.js [FOLDER]. A query that returns nothing fails.
+// Runs every query on live systems, as Grafana would: live.js [FOLDER] [PROVISIONING]. A query that returns nothing fails.
 //   PROMETHEUS_URL     for the queries in PromQL, the variables and the annotations
 //   POSTGRES_URL       for those in SQL
 //   REQUIRE_EXEMPLARS  set to 1: latencies without a single exemplar fail as well
@@ -6,9 +6,10 @@ import { execFileSync } from 'node:child_process';
 
 import type { Dashboard } from '@grafana/schema';
 
-import { ANNOUNCED, EXPORTED } from './metrics.js';
+import { ANNOUNCED, EXPORTED, WITHOUT_TRACE } from './metrics.js';
 import { annotationQueries, prometheusQueries, read, sqlQueries, variableQuery } from './panels.js';
 import { selectors } from './promql.js';
+import { readProvisioning, spanQueries } from './provisioning.js';
 
 const RANGE_S = 600;
 /** Ranges for which the SQL reads seconds, minutes, hours and days. */
@@ -123,13 +124,21 @@ async function checkPrometheus(url: string, boards: Dashboard[]): Promise<void> 
       const announced = selectors(expr).some(({ metric }) => metric in ANNOUNCED);
       if (found === 0 && announced) empty += 1;
       else if (found === 0) fail(place, `no data: ${expr}`);
-      if (!target.exemplar || announced) continue;
+      if (!target.exemplar || announced || WITHOUT_TRACE.test(expr)) continue;
       wanted += 1;
       const traces = await prometheus.ask<unknown[]>('/api/v1/query_exemplars', { query: expr, ...since() });
       if (traces.length > 0) exemplars += 1;
       else if (process.env['REQUIRE_EXEMPLARS'] === '1') fail(place, 'has no exemplars');
     } catch (error) {
       fail(place, `${error}`);
+    }
+  }
+  for (const service of ['producer', 'consumer', 'analytics']) {
+    for (const { name, expr } of spanQueries(readProvisioning(process.argv[3] ?? 'provisioning'), service)) {
+      asked += 1;
+      const found = await prometheus.numbers(expr);
+      series += found;
+      if (found === 0) fail(`provisioning / spans of the ${service}`, `"${name}" has no data: ${expr}`);
     }
   }
   console.log(`live: ${asked} queries in PromQL, ${series} series, ${empty} empty and announced; ${exemplars} of ${wanted} latencies have exemplars`);

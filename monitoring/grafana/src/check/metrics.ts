@@ -10,6 +10,9 @@ export const ANNOUNCED: Record<string, string[]> = {
   canary_roundtrip_seconds_bucket: ['door', 'le'],
 };
 
+/** Durations that belong to no single trace: the services give them no exemplars, however much is sampled. */
+export const WITHOUT_TRACE = /stage="poll"|stage=~"emit\|confirm"|db_operation_duration_seconds/;
+
 /** What Prometheus makes itself, with the labels that it gives. */
 export const OF_PROMETHEUS: Record<string, string[]> = {
   up: [],
