@@ -408,7 +408,8 @@ class Check:
 
     def check_database(self, model: dict) -> None:
         environment = model["services"]["postgres"]["environment"]
-        url = tomllib.loads((self.secrets_folder / "analytics.toml").read_text())["store"]["url"]
+        settings = tomllib.loads((self.secrets_folder / "analytics.toml").read_text())
+        url = settings.get("store", {}).get("url", "")
         parts = re.match(r"postgres://(\w+):(\w+)@(\w+):(\d+)/(\w+)$", url)
         if self.that(parts, "the store's URL of the secret analytics.toml is not of the form expected"):
             user, password, host, port, database = parts.groups()
