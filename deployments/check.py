@@ -30,7 +30,7 @@ USUAL = {"prometheus": {9090}, "alertmanager": {9093}, "grafana": {3000}, "postg
 # Made by other parts of the repository. They may be missing as long as there is no monitoring/prometheus at all.
 ELSEWHERE = (
     "monitoring/prometheus", "monitoring/prometheus/prometheus-compose.yml", "monitoring/prometheus/rules",
-    "monitoring/alertmanager", "monitoring/alertmanager/alertmanager.yml",
+    "monitoring/alertmanager/alertmanager.yml", "monitoring/alertmanager/templates",
     "monitoring/grafana/provisioning", "monitoring/grafana/dashboards",
 )
 
@@ -561,14 +561,22 @@ class Check:
         path = self.root / "monitoring/alertmanager/alertmanager.yml"
         if not path.exists():
             return
-        named = re.findall(r"^\s*-?\s*\w+_file:\s*['\"]?([^'\"\s]+)", path.read_text(), flags=re.M)
+        text = re.sub(r"^\s*#.*$", "", path.read_text(), flags=re.M)
+        named = set(re.findall(r"\b\w+_file:\s*['\"]?([^'\"\s,}\]]+)", text))
+        templates = (yaml.safe_load(text) or {}).get("templates", [])
         for file, model in models.items():
             service = model["services"]["alertmanager"]
             given = {mount["target"] for mount in service.get("secrets", [])}
             for name in named:
-                inside = name.removeprefix("/etc/alertmanager/")
-                there = name in given or (not inside.startswith("/") and (path.parent / inside).exists())
-                self.that(there, f"{file}: alertmanager.yml reads {name}, which is not mounted")
+                # Paths that are relative are so to the configuration's folder.
+                self.that(str(Path("/etc/alertmanager") / name) in given,
+                          f"{file}: alertmanager.yml reads {name}, which is not mounted")
+            for pattern in templates:
+                here = list(path.parent.glob(pattern))
+                mounted = {mount["target"] for mount in service["volumes"] if mount["type"] == "bind"}
+                there = str(Path("/etc/alertmanager") / pattern) in mounted or str(
+                    (Path("/etc/alertmanager") / pattern).parent) in mounted
+                self.that(here and there, f"{file}: alertmanager.yml reads {pattern}, which is not mounted")
 
     def check_grafana(self, models: dict) -> None:
         """Data sources point at services of the bundle; passwords and dashboards are where they are looked for."""

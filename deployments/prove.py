@@ -33,7 +33,8 @@ scrape_configs:
   - {job_name: jaeger, static_configs: [{targets: ["jaeger:8888", "jaeger:8889"]}]}
 """,
     "monitoring/prometheus/rules/one.yml": "groups: []\n",
-    ALERTMANAGER: "receivers: []\n",
+    ALERTMANAGER: "templates: [templates/*.tmpl]\nreceivers: []\nglobal: {slack_api_url_file: secrets/chat-url}\n",
+    "monitoring/alertmanager/templates/one.tmpl": "\n",
     SOURCES: """
 datasources:
   - {name: Prometheus, type: prometheus, url: "http://prometheus:9090"}
@@ -123,6 +124,9 @@ BREAKS = [
     (PROMETHEUS, "job_name: streamgauge-consumer", "job_name: consumer", "no job streamgauge-consumer"),
     (PROMETHEUS, "rules/*.yml", "alerts/*.yml", "no rules at"),
     (ALERTMANAGER, "receivers: []", "receivers: [{name: a, webhook_configs: [{\n  url_file: /run/secrets/hook\n}]}]", "reads /run/secrets/hook"),
+    (ALERTMANAGER, "secrets/chat-url", "secrets/chat", "reads secrets/chat,"),
+    (ALERTMANAGER, "templates/*.tmpl", "text/*.tmpl", "reads text/*.tmpl"),
+    (COMMON, "../../monitoring/alertmanager/templates:", "../../monitoring/alertmanager/text:", "there is no monitoring/alertmanager/text"),
     (ALERTMANAGER, None, None, "there is no monitoring/alertmanager/alertmanager.yml"),
     (SOURCES, "http://prometheus:9090", "http://prometheus:9999", "does not listen on http://prometheus:9999"),
     (SOURCES, "user: streamgauge_reader", "user: postgres", "the reader is"),
