@@ -14,7 +14,7 @@ SEEDS ?= 100000
 
 .PHONY: help
 help: ## Show this help
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  \033[1m%-16s\033[0m %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  \033[1m%-18s\033[0m %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 .PHONY: setup
 setup: ## Look for a compiler, make, OpenSSL's headers and Rust; install what may be installed
@@ -68,6 +68,30 @@ chaos-mutations: setup ## Prove that the fault harness can fail: one protection 
 .PHONY: bench
 bench: setup ## Measure side by side with Kafka's own tools, in one run (about ten minutes)
 	scripts/bench
+
+.PHONY: dev
+dev: ## Build images and start everything on Kafka and PostgreSQL in Docker; wait until healthy
+	@scripts/compose dev $(ARGS)
+
+.PHONY: logs
+logs: ## Follow the logs of what `make dev` started (ARGS=producer for one)
+	@scripts/compose logs $(ARGS)
+
+.PHONY: down
+down: ## Stop what `make dev` started; data stays (ARGS=--volumes deletes it)
+	@scripts/compose down $(ARGS)
+
+.PHONY: monitoring-up
+monitoring-up: ## Start Prometheus, Alertmanager, Grafana and Jaeger in Docker, beside `make run`
+	@scripts/compose monitoring-up $(ARGS)
+
+.PHONY: monitoring-down
+monitoring-down: ## Stop what `make monitoring-up` started; data stays
+	@scripts/compose monitoring-down $(ARGS)
+
+.PHONY: check-deployments
+check-deployments: ## Check images and compose files without Docker (ARGS=prove shows that the check can fail)
+	@scripts/check-deployments $(ARGS)
 
 .PHONY: fmt
 fmt: ## Format the code
