@@ -34,6 +34,10 @@ impl Drop for Asking {
 }
 
 /// Asks until there is an answer, the time-out has passed, or the caller has dropped the future.
+#[allow(
+    clippy::disallowed_methods,
+    reason = "a thread that may block, and a short pause"
+)]
 pub(crate) async fn ask<T: Send + 'static>(
     timeout: Duration,
     question: impl Fn(Duration) -> KafkaResult<T> + Send + 'static,
