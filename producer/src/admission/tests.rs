@@ -157,10 +157,10 @@ fn only_what_tells_about_room_is_reported() {
         index: 0,
         fate: Fate::Retry(reason),
     };
-    let limit = || metrics.encode().contains("\nadmission_limit 65536\n");
+    let limit = || metrics.encode().contains("\nadmission_limit 16384\n");
     let ended = |reasons: &[FailReason]| {
         let places: Vec<_> = (0..11)
-            .map(|_| admission.admit(&client(0), 4_000, 0).unwrap())
+            .map(|_| admission.admit(&client(0), 1_000, 0).unwrap())
             .collect();
         let unacknowledged = Ok(reasons.iter().copied().map(retry).collect());
         clock.advance(Duration::from_millis(110));
