@@ -385,6 +385,28 @@ fn lost_work_lowers_the_limit_however_quick_the_rest_is() {
     assert!(limit.limit() < 5_000, "{}", limit.limit());
 }
 
+#[test]
+fn a_limit_that_refuses_is_lowered_however_little_is_in_flight() {
+    let after = |pressed| {
+        let mut limit = ConcurrencyLimit::new(&ConcurrencyConfig::default());
+        for n in 1..=200 {
+            let (latency, beside_units) = if n <= 100 { (1, 0) } else { (200, 3_600) };
+            limit.observe(Sample {
+                now: millis(n * 10),
+                latency: millis(latency),
+                units: 62,
+                beside_units,
+                left_units: beside_units,
+                lost: false,
+                pressed,
+            });
+        }
+        limit.limit()
+    };
+    assert_eq!(after(false), 16_384);
+    assert!(after(true) < 3_600, "{}", after(true));
+}
+
 prop_compose! {
     fn samples()(
         steps in prop::collection::vec(

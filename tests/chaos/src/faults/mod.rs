@@ -154,7 +154,7 @@ pub const FAULTS: [Entry; 17] = [
         15,
         "overload",
         false,
-        "slow senders, decompression bombs, 10,000 client addresses, ten times the load",
+        "slow senders, decompression bombs, 10,000 client addresses, forty times the connections",
     ),
     entry(
         Fault::Truncation,
