@@ -163,10 +163,9 @@ impl GroupReader {
     pub async fn committed(&self, partition: i32) -> Result<Option<(i64, String)>, KafkaError> {
         let (consumer, topic) = (self.consumer.clone(), self.topic.clone());
         let timeout = self.request_timeout;
-        let list = ask(timeout, move |wait| {
-            consumer.committed_offsets(one(&topic, partition), wait)
-        })
-        .await??;
+        let question = move |wait| consumer.committed_offsets(one(&topic, partition), wait);
+        // The coordinator answers, not the partition's leader.
+        let list = ask(timeout, question, |_| ()).await??;
         let found = list.find_partition(&self.topic, partition);
         Ok(found.and_then(|found| match found.offset() {
             Offset::Offset(offset) => Some((offset, found.metadata().to_owned())),

@@ -18,8 +18,7 @@ use crate::KafkaError;
 /// Longest single wait inside librdkafka; a thread outlives its asker, and with it a shutdown, by no more.
 const STEP: Duration = Duration::from_secs(1);
 
-/// How long a partition may be without a leader before that is the answer: a client that has lost its broker and found it
-/// again knows of no partition until it has asked.
+/// How long a partition may be without a leader before that is the answer.
 const LEADERLESS_MAX: Duration = Duration::from_secs(2);
 /// Between two questions about such a partition.
 const LEADERLESS_PAUSE: Duration = Duration::from_millis(50);
@@ -33,7 +32,9 @@ impl Drop for Asking {
     }
 }
 
-/// Asks until there is an answer, the time-out has passed, or the caller has dropped the future.
+/// Asks until there is an answer, the time-out has passed, or the caller has dropped the future. After an answer that
+/// the partition has no leader the client is made to look again by `refresh`: it keeps what it was told of a topic, and
+/// when that was while the topic was made, or before a broker came back, it would tell the same for many minutes.
 #[allow(
     clippy::disallowed_methods,
     reason = "a thread that may block, and a short pause"
@@ -41,6 +42,7 @@ impl Drop for Asking {
 pub(crate) async fn ask<T: Send + 'static>(
     timeout: Duration,
     question: impl Fn(Duration) -> KafkaResult<T> + Send + 'static,
+    refresh: impl Fn(Duration) + Send + 'static,
 ) -> Result<KafkaResult<T>, KafkaError> {
     let wanted = Arc::new(AtomicBool::new(true));
     let _asking = Asking(Arc::clone(&wanted));
@@ -49,17 +51,18 @@ pub(crate) async fn ask<T: Send + 'static>(
         loop {
             let left = timeout.saturating_sub(begun.elapsed());
             let answer = question(left.min(STEP));
-            let pause = match &answer {
-                Err(error) if is_timeout(error) => Duration::ZERO,
-                Err(error) if is_leaderless(error) && begun.elapsed() < LEADERLESS_MAX => {
-                    LEADERLESS_PAUSE
-                }
+            let leaderless = match &answer {
+                Err(error) if is_timeout(error) => false,
+                Err(error) if is_leaderless(error) && begun.elapsed() < LEADERLESS_MAX => true,
                 _ => return answer,
             };
             if left <= STEP || !wanted.load(Ordering::Acquire) {
                 return answer;
             }
-            std::thread::sleep(pause);
+            if leaderless {
+                std::thread::sleep(LEADERLESS_PAUSE);
+                refresh(left.min(STEP));
+            }
         }
     };
     tokio::task::spawn_blocking(ask)
@@ -85,57 +88,65 @@ fn is_leaderless(error: &Native) -> bool {
 mod tests {
     use super::*;
 
-    fn timed_out<T>() -> KafkaResult<T> {
-        Err(Native::MetadataFetch(Code::OperationTimedOut))
+    /// Long enough that a test which waits for it fails by its own bound.
+    const LONG: Duration = Duration::from_secs(3_600);
+    /// How long a test waits for what must come.
+    const PATIENCE: Duration = Duration::from_secs(60);
+
+    fn failure(code: Code) -> KafkaResult<u8> {
+        Err(Native::MetadataFetch(code))
+    }
+
+    /// The answer of a client that fails in this way until it is asked again.
+    fn at_second(code: Code) -> impl Fn(Duration) -> KafkaResult<u8> {
+        let asked = AtomicBool::new(false);
+        move |_| match asked.swap(true, Ordering::AcqRel) {
+            true => Ok(7),
+            false => failure(code),
+        }
     }
 
     #[tokio::test]
     async fn a_question_is_asked_until_its_time_is_over() {
-        let asked = Arc::new(AtomicBool::new(false));
-        let before = Arc::clone(&asked);
-        let answer = ask(Duration::from_secs(60), move |_| {
-            if before.swap(true, Ordering::AcqRel) {
-                Ok(7)
-            } else {
-                timed_out()
-            }
-        });
+        let answer = ask(LONG, at_second(Code::OperationTimedOut), |_| ());
         assert_eq!(answer.await.unwrap().unwrap(), 7);
+        let answer = ask(Duration::ZERO, |_| failure(Code::OperationTimedOut), |_| ());
+        assert!(answer.await.unwrap().is_err());
+    }
+
+    #[tokio::test]
+    async fn a_client_that_knows_of_no_leader_is_made_to_look_again() {
+        let known = Arc::new(AtomicBool::new(false));
+        let learned = Arc::clone(&known);
+        let question = move |_| match known.load(Ordering::Acquire) {
+            true => Ok(7),
+            false => failure(Code::UnknownPartition),
+        };
+        let refresh = move |_| learned.store(true, Ordering::Release);
+        let answer = ask(LONG, question, refresh).await;
+        assert_eq!(answer.unwrap().unwrap(), 7);
+    }
+
+    #[tokio::test]
+    async fn a_partition_that_stays_without_a_leader_is_told_long_before_the_time_out() {
+        let answer = ask(LONG, |_| failure(Code::LeaderNotAvailable), |_| ());
+        let answer = tokio::time::timeout(PATIENCE, answer).await;
         assert!(
-            ask::<u8>(Duration::ZERO, |_| timed_out())
-                .await
+            answer
+                .expect("it does not wait for the time-out")
                 .unwrap()
                 .is_err()
         );
     }
 
     #[tokio::test]
-    async fn a_partition_that_finds_its_leader_soon_has_an_answer() {
-        let leaderless = || Err(Native::MetadataFetch(Code::UnknownPartition));
-        let asked = Arc::new(AtomicBool::new(false));
-        let before = Arc::clone(&asked);
-        let answer = ask(Duration::from_secs(60), move |_| {
-            if before.swap(true, Ordering::AcqRel) {
-                Ok(7)
-            } else {
-                leaderless()
-            }
-        });
-        assert_eq!(answer.await.unwrap().unwrap(), 7);
-        let answer = ask::<u8>(Duration::from_secs(60), move |_| leaderless());
-        assert!(
-            answer.await.unwrap().is_err(),
-            "it is told long before the time-out"
-        );
-    }
-
-    #[tokio::test]
     async fn nobody_is_asked_for_who_has_gone() {
         let (asks, mut asked) = tokio::sync::mpsc::unbounded_channel();
-        let asking = tokio::spawn(ask::<u8>(Duration::from_secs(3_600), move |_| {
+        let question = move |_| {
             let _ = asks.send(());
-            timed_out()
-        }));
+            failure(Code::OperationTimedOut)
+        };
+        let asking = tokio::spawn(ask(LONG, question, |_| ()));
         asked.recv().await.unwrap();
         asking.abort();
         // The thread ends, and its end of the channel with it.

@@ -73,13 +73,12 @@ impl LogReader {
     /// # Errors
     /// [`KafkaError::Unreachable`] when no broker answers in time.
     pub async fn watermarks(&self, topic: &str, partition: i32) -> Result<Watermarks, KafkaError> {
-        let (reader, topic) = (self.clone(), topic.to_owned());
-        ask(self.timeout, move |wait| {
-            reader.consumer.fetch_watermarks(&topic, partition, wait)
-        })
-        .await?
-        .map(|(low, high)| Watermarks { low, high })
-        .map_err(|source| self.unreachable(source))
+        let (refresh, reader, name) = (self.refresh(topic), self.clone(), topic.to_owned());
+        let question = move |wait| reader.consumer.fetch_watermarks(&name, partition, wait);
+        ask(self.timeout, question, refresh)
+            .await?
+            .map(|(low, high)| Watermarks { low, high })
+            .map_err(|source| self.unreachable(source))
     }
 
     /// The first offset whose record is not older than `timestamp_ms`; `None` when all are older.
@@ -94,12 +93,11 @@ impl LogReader {
     ) -> Result<Option<i64>, KafkaError> {
         let mut list = TopicPartitionList::with_capacity(1);
         list.add_partition_offset(topic, partition, Offset::Offset(timestamp_ms.max(0)))?;
-        let reader = self.clone();
-        let found = ask(self.timeout, move |wait| {
-            reader.consumer.offsets_for_times(list.clone(), wait)
-        })
-        .await?
-        .map_err(|source| self.unreachable(source))?;
+        let (refresh, reader) = (self.refresh(topic), self.clone());
+        let question = move |wait| reader.consumer.offsets_for_times(list.clone(), wait);
+        let found = ask(self.timeout, question, refresh)
+            .await?
+            .map_err(|source| self.unreachable(source))?;
         let element = found.find_partition(topic, partition);
         Ok(match element.map(|element| element.offset()) {
             Some(Offset::Offset(offset)) => Some(offset),
@@ -141,6 +139,19 @@ impl LogReader {
             on_chunk(&chunk);
         }
         read.await.map_err(|_| KafkaError::Closed)?
+    }
+
+    /// Asks the broker where the partitions of a topic are. A failure is the next question's to tell.
+    fn refresh(&self, topic: &str) -> impl Fn(Duration) + Send + 'static {
+        let (reader, topic) = (self.clone(), topic.to_owned());
+        move |wait| {
+            let asked = reader.consumer.fetch_metadata(Some(&topic), wait);
+            tracing::debug!(
+                topic,
+                answered = asked.is_ok(),
+                "looked for the leaders again"
+            );
+        }
     }
 
     fn unreachable(&self, source: Native) -> KafkaError {

@@ -8,10 +8,12 @@
 //! shrinks in proportion while the gradient is below one, and grows by a fixed share otherwise. As there, a limit that
 //! is not made use of is left alone: one of which less than half is in flight.
 //!
-//! Four things are other than in Gradient2. A limit that refused somebody of late counts as made use of, however little is
-//! in flight: clients that were told to come back later leave gaps, in which the limit would stay where it is too high.
-//! The baseline only rises on work that met a nearly idle service (no more than the least limit beside it), so that a long
-//! overload is never learned as normal. Work of different sizes has baselines of its own, so that a change from single
+//! Four things are other than in Gradient2. A limit that refused somebody of late is lowered however little is in flight:
+//! clients that were told to come back later leave gaps, in which the limit would stay where it is too high. It is not
+//! raised there, since the gaps say nothing of a service in use.
+//! The baseline only rises on work that met a nearly idle service (no more than the least limit beside it, and nobody
+//! refused of late), so that an overload is not learned as normal; where the least limit itself refuses, nothing more
+//! can be shed, and the baseline follows slowly. Work of different sizes has baselines of its own, so that a change from single
 //! events to large batches is no overload. And work that began before the last change, and so tells of an earlier limit,
 //! never raises the limit, and lowers it no further than to what gets done in the accepted time (Little's law): a queue
 //! that is draining already does not cut the limit again and again, and yet one that takes seconds to drain does not put
@@ -27,6 +29,9 @@ const SIZES: usize = 6;
 /// The smallest gradient: the limit at most halves at a time, so that an outlier does little.
 const GRADIENT_MIN: f64 = 0.5;
 
+/// A gradient from here to one is within what chance does to a window, and leaves the limit as it is.
+const GRADIENT_STILL: f64 = 0.95;
+
 /// By how much the limit shrinks when work was lost, whatever the latency; as in Netflix's `AIMDLimit`.
 const LOSS_GRADIENT: f64 = 0.9;
 
@@ -36,6 +41,9 @@ const GROWTH: f64 = 1.1;
 /// How much of what was measured on a nearly idle service goes into a baseline. The same both ways: were it more on the
 /// way down, a baseline would follow the quickest of varying latencies, and what is usual would count as slow.
 const BASELINE_QUIET: f64 = 0.1;
+
+/// The same on the way up while others are refused and the limit is the least one.
+const BASELINE_LEAST: f64 = 0.005;
 
 /// Below which share of its baseline a busy service must be for the baseline to be wrong, and how much of that goes in.
 const BASELINE_WRONG: f64 = 0.75;
@@ -62,7 +70,7 @@ pub struct ConcurrencyConfig {
 impl Default for ConcurrencyConfig {
     fn default() -> Self {
         Self {
-            units_min: 1_000,
+            units_min: 250,
             units_max: 16_384,
             latency_floor_ms: 15,
             latency_tolerance: 1.5,
@@ -97,30 +105,48 @@ pub struct Sample {
 struct Size {
     /// Seconds that such work takes on a nearly idle service, once known.
     baseline: Option<f64>,
+    all: Latencies,
+    quiet: Latencies,
+    shortest: f64,
+}
+
+/// Latencies of some work.
+#[derive(Clone, Copy, Debug, Default)]
+struct Latencies {
     samples: u32,
     seconds: f64,
-    shortest: f64,
-    quiet_samples: u32,
-    quiet_seconds: f64,
+    seconds_squared: f64,
+}
+
+impl Latencies {
+    fn add(&mut self, seconds: f64) {
+        self.samples += 1;
+        self.seconds += seconds;
+        self.seconds_squared += seconds * seconds;
+    }
+
+    /// Their average weighted by themselves: in a burst those who wait long count for more than those who came first, whom
+    /// a plain average would let hide them.
+    fn average(&self) -> f64 {
+        if self.seconds > 0.0 {
+            self.seconds_squared / self.seconds
+        } else {
+            0.0
+        }
+    }
 }
 
 impl Size {
     fn add(&mut self, seconds: f64, quiet: bool) {
-        self.shortest = if self.samples == 0 {
+        self.shortest = if self.all.samples == 0 {
             seconds
         } else {
             self.shortest.min(seconds)
         };
-        self.samples += 1;
-        self.seconds += seconds;
+        self.all.add(seconds);
         if quiet {
-            self.quiet_samples += 1;
-            self.quiet_seconds += seconds;
+            self.quiet.add(seconds);
         }
-    }
-
-    fn average(&self) -> f64 {
-        self.seconds / f64::from(self.samples.max(1))
     }
 
     /// Forgets what was measured, but not the baseline.
@@ -132,17 +158,23 @@ impl Size {
     }
 
     /// The baseline learns from what was measured.
-    fn learn(&mut self, may_guess: bool) {
-        if self.samples == 0 {
+    fn learn(&mut self, may_guess: bool, from_quiet: f64) {
+        if self.all.samples == 0 {
             return;
         }
-        let average = self.average();
-        let quiet = (self.quiet_samples > 0)
-            .then(|| self.quiet_seconds / f64::from(self.quiet_samples.max(1)));
+        let average = self.all.average();
+        let quiet = (self.quiet.samples > 0).then(|| self.quiet.average());
         self.baseline = match (self.baseline, quiet) {
             (None, Some(quiet)) => Some(quiet),
             (None, None) => may_guess.then_some(self.shortest),
-            (Some(baseline), Some(quiet)) => Some(baseline + BASELINE_QUIET * (quiet - baseline)),
+            (Some(baseline), Some(quiet)) => {
+                let share = if quiet > baseline {
+                    from_quiet
+                } else {
+                    BASELINE_QUIET
+                };
+                Some(baseline + share * (quiet - baseline))
+            }
             (Some(baseline), None) if average < baseline * BASELINE_WRONG => {
                 Some(baseline + BASELINE_BUSY * (average - baseline))
             }
@@ -253,18 +285,20 @@ impl ConcurrencyLimit {
         let Reading { gradient, accepted } = self.reading();
         if !window.stale {
             let known = self.sizes.iter().any(|size| size.baseline.is_some());
+            let from_quiet = self.from_quiet();
             for size in &mut self.sizes {
-                size.learn(!known);
+                size.learn(!known, from_quiet);
             }
         }
         let before = self.limit();
         // A limit that nobody comes near is not what latency depends on.
-        if window.pressed || f64::from(window.busiest_units) >= self.limit / 2.0 {
-            if gradient < 1.0 {
+        let is_near = f64::from(window.busiest_units) >= self.limit / 2.0;
+        if window.pressed || is_near {
+            if gradient < GRADIENT_STILL {
                 let done_in_time = window.done_units as f64 / elapsed.as_secs_f64() * accepted;
                 let lower = (self.limit * gradient).max(done_in_time);
                 self.limit = self.limit.min(lower);
-            } else if !window.stale {
+            } else if gradient >= 1.0 && is_near && !window.stale {
                 self.limit *= GROWTH;
             }
             self.limit = self
@@ -278,19 +312,29 @@ impl ConcurrencyLimit {
         self.open(now);
     }
 
+    /// How much of what a nearly idle service was measured to take raises a baseline.
+    fn from_quiet(&self) -> f64 {
+        match (self.window.pressed, self.limit() > self.config.units_min) {
+            (false, _) => BASELINE_QUIET,
+            (true, false) => BASELINE_LEAST,
+            (true, true) => 0.0,
+        }
+    }
+
     /// Goes over all sizes of which a baseline is known, by how often they were seen.
     fn reading(&self) -> Reading {
         let floor = self.config.latency_floor_ms as f64 / 1_000.0;
         let (mut gradients, mut accepted, mut samples) = (0.0, 0.0, 0);
         for size in &self.sizes {
-            let (Some(baseline), 1..) = (size.baseline, size.samples) else {
+            let (Some(baseline), 1..) = (size.baseline, size.all.samples) else {
                 continue;
             };
             let latency = (baseline * self.config.latency_tolerance).max(floor);
-            let gradient = (latency / size.average().max(f64::EPSILON)).clamp(GRADIENT_MIN, 1.0);
-            gradients += gradient * f64::from(size.samples);
-            accepted += latency * f64::from(size.samples);
-            samples += size.samples;
+            let gradient =
+                (latency / size.all.average().max(f64::EPSILON)).clamp(GRADIENT_MIN, 1.0);
+            gradients += gradient * f64::from(size.all.samples);
+            accepted += latency * f64::from(size.all.samples);
+            samples += size.all.samples;
         }
         let share = |sum: f64, none: f64| match samples {
             0 => none,

@@ -385,26 +385,61 @@ fn lost_work_lowers_the_limit_however_quick_the_rest_is() {
     assert!(limit.limit() < 5_000, "{}", limit.limit());
 }
 
+/// A limit that has met a quick, idle service, and then so many times this latency beside so much, ten milliseconds apart.
+fn limit_after(samples: &[(u64, u32)], times: u64, pressed: bool) -> ConcurrencyLimit {
+    let mut limit = ConcurrencyLimit::new(&ConcurrencyConfig::default());
+    let quick = (0..100).map(|_| (1, 0, false));
+    let then = (0..times).flat_map(|_| {
+        samples
+            .iter()
+            .map(|(latency, beside)| (*latency, *beside, pressed))
+    });
+    for (n, (latency, beside_units, pressed)) in quick.chain(then).enumerate() {
+        limit.observe(Sample {
+            now: millis((n as u64 + 1) * 10),
+            latency: millis(latency),
+            units: 62,
+            beside_units,
+            left_units: beside_units,
+            lost: false,
+            pressed,
+        });
+    }
+    limit
+}
+
 #[test]
 fn a_limit_that_refuses_is_lowered_however_little_is_in_flight() {
-    let after = |pressed| {
-        let mut limit = ConcurrencyLimit::new(&ConcurrencyConfig::default());
-        for n in 1..=200 {
-            let (latency, beside_units) = if n <= 100 { (1, 0) } else { (200, 3_600) };
-            limit.observe(Sample {
-                now: millis(n * 10),
-                latency: millis(latency),
-                units: 62,
-                beside_units,
-                left_units: beside_units,
-                lost: false,
-                pressed,
-            });
-        }
-        limit.limit()
-    };
-    assert_eq!(after(false), 16_384);
-    assert!(after(true) < 3_600, "{}", after(true));
+    assert_eq!(limit_after(&[(200, 3_600)], 100, false).limit(), 16_384);
+    let pressed = limit_after(&[(200, 3_600)], 100, true).limit();
+    assert!(pressed < 3_600, "{pressed}");
+}
+
+#[test]
+fn gaps_between_refused_clients_do_not_raise_the_limit() {
+    let crowded = [(200, 3_600); 100];
+    let mut quiet = crowded.to_vec();
+    quiet.extend([(1, 62); 200]);
+    let lowered = limit_after(&crowded, 1, true).limit();
+    let after = limit_after(&quiet, 1, true).limit();
+    assert!(after <= lowered, "{lowered}, {after}");
+}
+
+#[test]
+fn what_is_slow_while_others_are_refused_is_not_learned_as_normal() {
+    let limit = limit_after(&[(18, 0)], 600, true).limit();
+    assert!(limit <= 1_000, "{limit}");
+}
+
+#[test]
+fn a_few_that_wait_long_are_not_hidden_by_many_that_came_first() {
+    // 15 ms are accepted; on average these take 14.
+    let burst: Vec<_> = [(5, 9_000); 10]
+        .into_iter()
+        .chain([(60, 9_000); 2])
+        .collect();
+    let limit = limit_after(&burst, 20, false).limit();
+    assert!(limit < 8_000, "{limit}");
 }
 
 prop_compose! {

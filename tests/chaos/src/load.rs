@@ -18,7 +18,7 @@ use std::{
 
 use rand::{Rng, SeedableRng, rngs::StdRng};
 use serde::Deserialize;
-use tokio::{task::JoinSet, time::Instant};
+use tokio::{runtime::Handle, task::JoinSet, time::Instant};
 
 use crate::{
     failure::Failure,
@@ -132,6 +132,11 @@ struct Shared {
 impl Load {
     /// Starts the load's clients.
     pub fn start(config: &LoadConfig) -> Result<Self, Failure> {
+        Self::start_on(&Handle::current(), config)
+    }
+
+    /// Starts them on these threads.
+    pub fn start_on(threads: &Handle, config: &LoadConfig) -> Result<Self, Failure> {
         let shared = Arc::new(Shared {
             claimed: AtomicU64::new(0),
             acknowledged: AtomicU64::new(0),
@@ -141,7 +146,7 @@ impl Load {
         let mut workers = JoinSet::new();
         for number in 0..config.connections {
             let worker = Worker::new(number, config.clone(), Arc::clone(&shared))?;
-            workers.spawn(worker.run());
+            workers.spawn_on(worker.run(), threads);
         }
         Ok(Self {
             shared,
