@@ -19,6 +19,7 @@ use streamgauge_analytics::{
     store::{CheckpointWrite, Durability, SqliteStore, Store, Swapped},
     view::CellValue,
 };
+use streamgauge_tests::process::free_port;
 use tempfile::TempDir;
 
 /// Longest wait for a condition.
@@ -294,11 +295,6 @@ struct Apart {
     brokers: String,
 }
 
-fn free_port() -> u16 {
-    let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
-    listener.local_addr().expect("bound").port()
-}
-
 /// Ids are remembered for so little log time that a short history holds several horizons.
 const CONSUMER: &str =
     "[dedupe]\nhorizon_ms = 400\n[topics]\npartitions = 2\n[batch]\nwait_ms = 20\n";
@@ -394,6 +390,12 @@ impl Apart {
         assert_eq!(code, 0, "{sent} {said}");
     }
 
+    /// What the services wrote.
+    fn notes(&self) -> String {
+        let read = |name| fs::read_to_string(self.path(&format!("{name}.log"))).unwrap_or_default();
+        ["producer", "consumer", "analytics"].map(read).concat()
+    }
+
     async fn until_ready(&self, client: &reqwest::Client) {
         for address in [&self.producer, &self.analytics] {
             let url = format!("http://{address}/readyz");
@@ -401,7 +403,7 @@ impl Apart {
             loop {
                 match client.get(&url).send().await {
                     Ok(answer) if answer.status() == 200 => break,
-                    _ => assert!(Instant::now() < end, "{url}"),
+                    _ => assert!(Instant::now() < end, "{url}: {}", self.notes()),
                 }
                 tokio::time::sleep(Duration::from_millis(50)).await;
             }

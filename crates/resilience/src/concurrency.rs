@@ -158,7 +158,7 @@ impl Size {
     }
 
     /// The baseline learns from what was measured.
-    fn learn(&mut self, may_guess: bool, from_quiet: f64) {
+    fn learn(&mut self, may_guess: bool, quiet_share: f64) {
         if self.all.samples == 0 {
             return;
         }
@@ -169,7 +169,7 @@ impl Size {
             (None, None) => may_guess.then_some(self.shortest),
             (Some(baseline), Some(quiet)) => {
                 let share = if quiet > baseline {
-                    from_quiet
+                    quiet_share
                 } else {
                     BASELINE_QUIET
                 };
@@ -285,9 +285,9 @@ impl ConcurrencyLimit {
         let Reading { gradient, accepted } = self.reading();
         if !window.stale {
             let known = self.sizes.iter().any(|size| size.baseline.is_some());
-            let from_quiet = self.from_quiet();
+            let quiet_share = self.quiet_share();
             for size in &mut self.sizes {
-                size.learn(!known, from_quiet);
+                size.learn(!known, quiet_share);
             }
         }
         let before = self.limit();
@@ -313,7 +313,7 @@ impl ConcurrencyLimit {
     }
 
     /// How much of what a nearly idle service was measured to take raises a baseline.
-    fn from_quiet(&self) -> f64 {
+    fn quiet_share(&self) -> f64 {
         match (self.window.pressed, self.limit() > self.config.units_min) {
             (false, _) => BASELINE_QUIET,
             (true, false) => BASELINE_LEAST,
