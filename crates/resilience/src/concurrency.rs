@@ -95,7 +95,7 @@ pub struct Sample {
     pub left_units: u32,
     /// It was lost for want of room, such as by a time-out.
     pub lost: bool,
-    /// Work was refused of late for the limit's sake: whoever was refused comes back, so that the limit is made use of even
+    /// Work was refused of late for the limit's sake: whoever was refused comes back, so that latency lowers the limit even
     /// where little is in flight just now.
     pub pressed: bool,
 }
