@@ -50,7 +50,7 @@ pub async fn partition_count(kafka: &KafkaConfig, topic: &str) -> Result<Option<
 }
 
 fn client(kafka: &KafkaConfig) -> Result<AdminClient<Context>, KafkaError> {
-    let config = kafka.finish(kafka.client()?)?;
+    let config = kafka.finish(kafka.client(None)?)?;
     Ok(AdminClient::from_config_and_context(
         &config,
         Context::default(),

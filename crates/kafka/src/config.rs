@@ -2,10 +2,13 @@
 
 use std::{collections::BTreeMap, path::PathBuf, time::Duration};
 
-use rdkafka::ClientConfig;
+use rdkafka::{ClientConfig, config::RDKafkaLogLevel};
 use serde::{Deserialize, Serialize};
 
-use crate::KafkaError;
+use crate::{KafkaError, StatsSink};
+
+/// How long a request may be on the way, in milliseconds.
+const SOCKET_TIMEOUT_MS: &str = "10000";
 
 /// How to reach Kafka.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -29,7 +32,8 @@ pub struct KafkaConfig {
     pub sasl_password_file: Option<PathBuf>,
     /// File with the certificate authorities to trust (PEM); the system's when absent.
     pub ca_file: Option<PathBuf>,
-    /// Further librdkafka properties by their own names. They win over everything above.
+    /// Further librdkafka properties by their own names. They win over everything above. With `debug`, as in
+    /// `debug = "broker,cgrp"`, the client tells what it does, at level `debug` of the log's target `kafka`.
     pub properties: BTreeMap<String, String>,
 }
 
@@ -199,8 +203,10 @@ impl KafkaConfig {
         Duration::from_millis(self.request_timeout_ms)
     }
 
-    /// Properties that every client shares.
-    pub(crate) fn client(&self) -> Result<ClientConfig, KafkaError> {
+    /// Properties that every client shares. Statistics that nobody takes are not made: a client that is polled seldom
+    /// would keep them all.
+    pub(crate) fn client(&self, stats: Option<&StatsSink>) -> Result<ClientConfig, KafkaError> {
+        let statistics_interval_ms = stats.map_or(0, |_| self.statistics_interval_ms);
         let mut client = ClientConfig::new();
         client
             .set("bootstrap.servers", &self.brokers)
@@ -210,12 +216,12 @@ impl KafkaConfig {
             .set("reconnect.backoff.ms", "50")
             .set("reconnect.backoff.max.ms", "1000")
             .set("retry.backoff.ms", "50")
+            // As long as this, not its usual minute, a client waits for a request for a topic that was lost with the
+            // bootstrap connection before it asks again.
+            .set("socket.timeout.ms", SOCKET_TIMEOUT_MS)
             .set("topic.metadata.refresh.interval.ms", "60000")
             .set("allow.auto.create.topics", "false")
-            .set(
-                "statistics.interval.ms",
-                self.statistics_interval_ms.to_string(),
-            );
+            .set("statistics.interval.ms", statistics_interval_ms.to_string());
         self.set_security(&mut client)?;
         Ok(client)
     }
@@ -231,6 +237,13 @@ impl KafkaConfig {
                 });
             }
             client.set(name, value);
+        }
+        // The client's own level would hold back what the property asks for.
+        if client
+            .get("debug")
+            .is_some_and(|facilities| !facilities.is_empty())
+        {
+            client.set_log_level(RDKafkaLogLevel::Debug);
         }
         Ok(client)
     }
@@ -341,5 +354,35 @@ impl GroupConfig {
             client.set("group.instance.id", instance);
         }
         self.fetch.apply(client);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use super::*;
+
+    #[test]
+    fn statistics_are_made_only_for_somebody() {
+        let kafka = KafkaConfig::default();
+        let interval = |sink: Option<&StatsSink>| {
+            let client = kafka.client(sink).unwrap();
+            client.get("statistics.interval.ms").map(str::to_owned)
+        };
+        let sink: StatsSink = Arc::new(|_| ());
+        assert_eq!(interval(None).as_deref(), Some("0"));
+        assert_eq!(interval(Some(&sink)).as_deref(), Some("5000"));
+    }
+
+    #[test]
+    fn a_client_told_to_debug_logs_what_it_does() {
+        let mut kafka = KafkaConfig::default();
+        let level = |kafka: &KafkaConfig| kafka.finish(ClientConfig::new()).unwrap().log_level;
+        assert!(!matches!(level(&kafka), RDKafkaLogLevel::Debug));
+        kafka
+            .properties
+            .insert(String::from("debug"), String::from("broker"));
+        assert!(matches!(level(&kafka), RDKafkaLogLevel::Debug));
     }
 }

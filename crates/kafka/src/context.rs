@@ -51,9 +51,8 @@ pub(crate) fn log(level: Level, facility: &str, message: &str) {
         Level::Error | Level::Warning => {
             tracing::warn!(target: "kafka", facility, message, "librdkafka");
         }
-        Level::Notice | Level::Info => {
+        Level::Notice | Level::Info | Level::Debug => {
             tracing::debug!(target: "kafka", facility, message, "librdkafka");
         }
-        Level::Debug => tracing::trace!(target: "kafka", facility, message, "librdkafka"),
     }
 }

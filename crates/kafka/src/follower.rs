@@ -44,7 +44,7 @@ impl Follower {
         mailbox: &Sender<(i32, Polled)>,
         stats: Option<StatsSink>,
     ) -> Result<Self, KafkaError> {
-        let mut client = kafka.client()?;
+        let mut client = kafka.client(stats.as_ref())?;
         config.apply(&mut client);
         // librdkafka asks for a group even of a client that never joins one.
         client.set("group.id", format!("{}-follower", kafka.client_id));

@@ -82,7 +82,7 @@ impl GroupReader {
         topic: &str,
         stats: Option<StatsSink>,
     ) -> Result<(Self, Receiver<Membership>), KafkaError> {
-        let mut client = kafka.client()?;
+        let mut client = kafka.client(stats.as_ref())?;
         config.apply(&mut client);
         let client = kafka.finish(client)?;
         let (membership, changes) = channel(MEMBERSHIP_QUEUE);

@@ -32,9 +32,11 @@ impl Drop for Asking {
     }
 }
 
-/// Asks until there is an answer, the time-out has passed, or the caller has dropped the future. After an answer that
-/// the partition has no leader the client is made to look again by `refresh`: it keeps what it was told of a topic, and
-/// when that was while the topic was made, or before a broker came back, it would tell the same for many minutes.
+/// Asks until there is an answer, the time-out has passed, or the caller has dropped the future. Between two questions
+/// the client is made to look again by `refresh`, for it keeps two things that no question shakes: that a partition has
+/// no leader, which it was told while the topic was made or before a broker came back, for many minutes; and that its
+/// own request for a topic is on the way, when that went down with the bootstrap connection which the first answer of
+/// the cluster replaces, for as long as `socket.timeout.ms`.
 #[allow(
     clippy::disallowed_methods,
     reason = "a thread that may block, and a short pause"
@@ -61,8 +63,8 @@ pub(crate) async fn ask<T: Send + 'static>(
             }
             if leaderless {
                 std::thread::sleep(LEADERLESS_PAUSE);
-                refresh(left.min(STEP));
             }
+            refresh(timeout.saturating_sub(begun.elapsed()).min(STEP));
         }
     };
     tokio::task::spawn_blocking(ask)
@@ -123,6 +125,19 @@ mod tests {
             false => failure(Code::UnknownPartition),
         };
         let refresh = move |_| learned.store(true, Ordering::Release);
+        let answer = ask(LONG, question, refresh).await;
+        assert_eq!(answer.unwrap().unwrap(), 7);
+    }
+
+    #[tokio::test]
+    async fn a_client_that_waits_for_a_lost_request_is_made_to_look_again() {
+        let lost = Arc::new(AtomicBool::new(true));
+        let sent_anew = Arc::clone(&lost);
+        let question = move |_| match lost.load(Ordering::Acquire) {
+            true => failure(Code::OperationTimedOut),
+            false => Ok(7),
+        };
+        let refresh = move |_| sent_anew.store(false, Ordering::Release);
         let answer = ask(LONG, question, refresh).await;
         assert_eq!(answer.unwrap().unwrap(), 7);
     }

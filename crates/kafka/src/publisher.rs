@@ -185,7 +185,7 @@ impl Publisher {
         config: &PublisherConfig,
         stats: Option<StatsSink>,
     ) -> Result<Self, KafkaError> {
-        let mut client = kafka.client()?;
+        let mut client = kafka.client(stats.as_ref())?;
         config.apply(&mut client);
         let config = kafka.finish(client)?;
         let acknowledged = Arc::new(Acknowledged::default());

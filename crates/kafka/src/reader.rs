@@ -22,6 +22,10 @@ use crate::{
 const CHUNKS_AHEAD: usize = 4;
 /// Longest single wait inside librdkafka, so that a stalled read is noticed.
 const POLL: Duration = Duration::from_millis(100);
+/// How long a client may tell of itself after a question.
+const SERVE: Duration = Duration::from_millis(1);
+/// Most errors that it tells then; what is more comes after the next question.
+const ERRORS_MAX: usize = 100;
 
 /// The ends of a partition.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -54,7 +58,7 @@ impl LogReader {
         fetch: &FetchConfig,
         stats: Option<StatsSink>,
     ) -> Result<Self, KafkaError> {
-        let mut client = kafka.client()?;
+        let mut client = kafka.client(stats.as_ref())?;
         fetch.apply(&mut client);
         client.set("group.id", format!("{}-reader", kafka.client_id));
         let client = kafka.finish(client)?;
@@ -74,7 +78,11 @@ impl LogReader {
     /// [`KafkaError::Unreachable`] when no broker answers in time.
     pub async fn watermarks(&self, topic: &str, partition: i32) -> Result<Watermarks, KafkaError> {
         let (refresh, reader, name) = (self.refresh(topic), self.clone(), topic.to_owned());
-        let question = move |wait| reader.consumer.fetch_watermarks(&name, partition, wait);
+        let question = move |wait| {
+            let answer = reader.consumer.fetch_watermarks(&name, partition, wait);
+            reader.serve();
+            answer
+        };
         ask(self.timeout, question, refresh)
             .await?
             .map(|(low, high)| Watermarks { low, high })
@@ -94,7 +102,11 @@ impl LogReader {
         let mut list = TopicPartitionList::with_capacity(1);
         list.add_partition_offset(topic, partition, Offset::Offset(timestamp_ms.max(0)))?;
         let (refresh, reader) = (self.refresh(topic), self.clone());
-        let question = move |wait| reader.consumer.offsets_for_times(list.clone(), wait);
+        let question = move |wait| {
+            let answer = reader.consumer.offsets_for_times(list.clone(), wait);
+            reader.serve();
+            answer
+        };
         let found = ask(self.timeout, question, refresh)
             .await?
             .map_err(|source| self.unreachable(source))?;
@@ -151,6 +163,20 @@ impl LogReader {
                 answered = asked.is_ok(),
                 "looked for the leaders again"
             );
+        }
+    }
+
+    /// Takes what the client has to tell, its log and its errors. It keeps all of it until somebody does, and one that
+    /// is only asked questions is polled by nobody. A range under way polls by itself.
+    fn serve(&self) {
+        let Ok(_turn) = self.turn.try_lock() else {
+            return;
+        };
+        for _ in 0..ERRORS_MAX {
+            // All that waits is taken within this time; only an error comes back by itself.
+            if self.consumer.poll(SERVE).is_none() {
+                return;
+            }
         }
     }
 
