@@ -6,10 +6,11 @@
 use std::{process::ExitCode, sync::Arc, time::Duration};
 
 use arc_swap::ArcSwapOption;
+use streamgauge_canary::{Canary, CanaryMetrics, Query};
 use streamgauge_kafka::LogReader;
 use streamgauge_lifecycle::{
     BoxError, EXIT_FAILED, EXIT_WRONG_SETTINGS, Health, Outcome, SharedClock, Shutdown,
-    SystemClock, Tasks, fail, serve_http, signal, write_line,
+    SystemClock, Tasks, fail, reachable, serve_http, signal, write_line,
 };
 use streamgauge_settings::ConfigArgs;
 use streamgauge_telemetry::{Metrics, Tracer};
@@ -121,6 +122,7 @@ pub async fn run_with_store(
         view_up,
         checker: service.checker(),
     };
+    let canary = canary(&config, &listeners, &deps)?;
     let shared = Shared {
         service,
         live,
@@ -128,7 +130,7 @@ pub async fn run_with_store(
         tracer: deps.tracer.clone(),
         clock: deps.clock.clone(),
     };
-    let outcome = serve(&config, listeners, &deps, &health, shared, pipeline).await;
+    let outcome = serve(&config, listeners, &deps, &health, shared, pipeline, canary).await;
     // A connection that hangs must not keep the process.
     let limit = config.shutdown_deadline() / 4;
     if tokio::time::timeout(limit, store.close()).await.is_err() {
@@ -172,6 +174,7 @@ async fn serve(
     health: &Health,
     shared: Shared,
     pipeline: Pipeline,
+    canary: Option<Canary>,
 ) -> Outcome {
     let deadline = config.shutdown_deadline();
     let mut tasks = Tasks::new(deps.shutdown.clone());
@@ -196,6 +199,13 @@ async fn serve(
     tasks.spawn("pipeline", async move {
         pipeline.run().await.map_err(BoxError::from)
     });
+    if let Some(canary) = canary {
+        let shutdown = deps.shutdown.clone();
+        tasks.spawn("canary", async move {
+            canary.run(shutdown).await;
+            Ok(())
+        });
+    }
     let (health, shutdown) = (health.clone(), deps.shutdown.clone());
     tasks.spawn("readiness", async move {
         shutdown.triggered().await;
@@ -203,6 +213,28 @@ async fn serve(
         Ok(())
     });
     tasks.wait(deadline).await
+}
+
+/// The canary, where it is wanted; its metrics are there in any case. It asks at this service's own doors.
+fn canary(config: &Config, listeners: &Listeners, deps: &Deps) -> Result<Option<Canary>, Error> {
+    let metrics = CanaryMetrics::register(&deps.metrics);
+    if !config.canary.enabled {
+        return Ok(None);
+    }
+    let own = |listener: &TcpListener| {
+        let address = listener.local_addr();
+        let address = address.map_err(|error| Error::Setting(format!("canary: {error}")))?;
+        Ok::<_, Error>(reachable(address).to_string())
+    };
+    let query = Query {
+        http: own(&listeners.http)?,
+        grpc: own(&listeners.grpc)?,
+    };
+    let (tracer, clock) = (deps.tracer.clone(), deps.clock.clone());
+    let canary = Canary::new(config.canary.clone(), &query, metrics, tracer, clock);
+    canary
+        .map(Some)
+        .map_err(|error| Error::Setting(error.to_string()))
 }
 
 fn db_system(config: &Config) -> &'static str {

@@ -3,6 +3,7 @@
 use std::{net::SocketAddr, time::Duration};
 
 use serde::{Deserialize, Serialize};
+use streamgauge_canary::CanaryConfig;
 use streamgauge_kafka::{FetchConfig, KafkaConfig};
 use streamgauge_lifecycle::HttpServerConfig;
 use streamgauge_resilience::{BackoffConfig, BreakerConfig};
@@ -44,6 +45,8 @@ pub struct Config {
     pub live: LiveConfig,
     /// How the ledger is judged.
     pub ledger: LedgerConfig,
+    /// The probe that submits events and asks for them.
+    pub canary: CanaryConfig,
     /// Logs and traces.
     pub telemetry: TelemetryConfig,
     /// Time to finish what is under way at shutdown, in milliseconds.
@@ -70,6 +73,7 @@ impl Default for Config {
             query: QueryConfig::default(),
             live: LiveConfig::default(),
             ledger: LedgerConfig::default(),
+            canary: CanaryConfig::default(),
             telemetry: TelemetryConfig::default(),
             shutdown_deadline_ms: 10_000,
         }
@@ -94,7 +98,8 @@ impl Config {
                  be lost at a restart; shorten the one or lengthen the other"
             )));
         }
-        Ok(())
+        let canary = self.canary.check();
+        canary.map_err(|wrong| Error::Setting(format!("canary.{wrong}")))
     }
 }
 

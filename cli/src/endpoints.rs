@@ -9,6 +9,7 @@ use std::{
 };
 
 use serde::{Deserialize, Serialize};
+use streamgauge_lifecycle::reachable;
 
 use crate::error::CliError;
 
@@ -212,18 +213,6 @@ fn host_port(text: &str) -> String {
         .trim_start_matches("http://")
         .trim_end_matches('/')
         .to_owned()
-}
-
-/// A service that listens on all addresses is reached on this machine's own.
-pub fn reachable(mut address: SocketAddr) -> SocketAddr {
-    if address.ip().is_unspecified() {
-        let own = match address {
-            SocketAddr::V4(_) => std::net::Ipv4Addr::LOCALHOST.into(),
-            SocketAddr::V6(_) => std::net::Ipv6Addr::LOCALHOST.into(),
-        };
-        address.set_ip(own);
-    }
-    address
 }
 
 #[cfg(test)]

@@ -440,6 +440,8 @@ impl Up {
         let folder = tempfile::tempdir().expect("a folder");
         let mut child = command(folder.path())
             .args(["up", "--ephemeral-ports", "--json", "--set=partitions=2"])
+            // Every figure is the test's own.
+            .arg("--set=analytics.canary.enabled=false")
             .arg(format!(
                 "--data-dir={}",
                 folder.path().join("data").display()

@@ -289,6 +289,8 @@ impl Up {
         let mut child = command(folder.path())
             .args(["up", "--ephemeral-ports", "--json", "--data-dir"])
             .arg(&data)
+            // Every figure is the test's own.
+            .arg("--set=analytics.canary.enabled=false")
             .stdout(Stdio::piped())
             .stderr(notes)
             .spawn()

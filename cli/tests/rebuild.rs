@@ -54,6 +54,8 @@ impl Up {
             .args(["--set", "analytics.store.swap_poll_ms=50"])
             .args(["--set", "analytics.checkpoint.interval_ms=200"])
             .args(["--set", "analytics.view.recent_seconds=0"])
+            // Every figure is the test's own.
+            .args(["--set", "analytics.canary.enabled=false"])
             .stdout(Stdio::piped())
             .stderr(notes)
             .spawn()

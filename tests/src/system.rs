@@ -414,6 +414,8 @@ fn embedded(ports: &Ports, folder: &Path, settings: &[&str]) -> Vec<String> {
         );
     }
     set(&mut arguments, "broker.listen", &local(ports.broker));
+    // Unless a test asks for it: every figure is the test's own.
+    set(&mut arguments, "analytics.canary.enabled", "false");
     for setting in settings {
         let own = setting.strip_prefix("each.").unwrap_or(setting);
         arguments.extend([String::from("--set"), own.to_owned()]);
@@ -454,7 +456,12 @@ fn service_arguments(
             set(&mut arguments, "topics.dead_letters", &topics.dead_letters);
             set(&mut arguments, "group.group", &topics.events);
         }
-        "analytics" => set(&mut arguments, "topics.group", &topics.events),
+        "analytics" => {
+            let [http, grpc] = ports.producer;
+            set(&mut arguments, "topics.group", &topics.events);
+            set(&mut arguments, "canary.producer_http", &local(http));
+            set(&mut arguments, "canary.producer_grpc", &local(grpc));
+        }
         _ => {}
     }
     for setting in settings {

@@ -7,6 +7,7 @@ use std::{sync::Arc, time::Duration};
 
 use arc_swap::ArcSwapOption;
 use streamgauge_audit::{Break, Fold, Pair, PartitionFacts, Stage, StoreSums, Strays, What, Whole};
+use streamgauge_chain::canary;
 use streamgauge_lifecycle::{SharedClock, Shutdown};
 use tokio::sync::Notify;
 
@@ -19,8 +20,8 @@ use crate::{
     view::{ChainRow, View},
 };
 
-/// The series of all events.
-const ALL: &str = "all";
+/// The series that together hold every event.
+const EVERY_EVENT: [&str; 2] = [canary::ALL, canary::SERIES];
 /// Wait before rows and memory are read again, when a checkpoint came in between.
 const AGAIN: Duration = Duration::from_millis(5);
 /// Buckets so close to the end of their retention are left out.
@@ -170,14 +171,14 @@ impl Checker {
                     .view
                     .load_full()
                     .map_or(Slot::default(), |view| view.slot),
-                series: ALL,
+                series: &EVERY_EVENT,
                 segments: &plan.segments,
             };
             let sums = self.store.sums(asked).await?;
             let Some(view) = self.view.load_full() else {
                 break;
             };
-            if view.names.id(ALL).is_none() {
+            if view.names.id(canary::ALL).is_none() {
                 return Ok(Err("there is no series `all`"));
             }
             if view.overlays_at(sums.generation).is_some() {
@@ -311,14 +312,14 @@ impl Plan {
     }
 }
 
-/// Events of the series that no checkpoint holds yet.
+/// Events that no checkpoint holds yet.
 fn waiting(view: &View, generation: i64) -> u64 {
-    let id = view.names.id(ALL);
+    let ids = EVERY_EVENT.map(|name| view.names.id(name));
     let overlays = view.overlays_at(generation).unwrap_or_default();
     let cells = overlays
         .into_iter()
         .flat_map(|overlay| overlay.seconds.all_cells());
-    let of_series = cells.filter(|(_, series, _)| Some(*series) == id);
+    let of_series = cells.filter(|(_, series, _)| ids.contains(&Some(*series)));
     of_series.map(|(_, _, cell)| cell.value.count).sum()
 }
 

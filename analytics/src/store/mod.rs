@@ -282,8 +282,8 @@ pub struct Scanned {
 pub struct SumsOf<'a> {
     /// The set of rows.
     pub slot: Slot,
-    /// The series.
-    pub series: &'a str,
+    /// The series, whose rows are added up together.
+    pub series: &'a [&'a str],
     /// Where the rows lie; each is added up for itself.
     pub segments: &'a [Segment],
 }

@@ -487,17 +487,21 @@ impl PostgresStore {
                 .await?;
         let mut events = Vec::with_capacity(asked.segments.len());
         for segment in asked.segments {
-            let sum: i64 = query_scalar(slot.sql(
-                "SELECT COALESCE(SUM(count), 0)::bigint FROM bucket{s} \
-                 WHERE tier_s = $1 AND series = $2 AND bucket_s >= $3 AND bucket_s < $4",
-            ))
-            .bind(segment.tier_s as i32)
-            .bind(asked.series)
-            .bind(segment.range.start)
-            .bind(segment.range.end)
-            .fetch_one(&mut *snapshot)
-            .await?;
-            events.push(sum.max(0) as u64);
+            let mut of_segment = 0u64;
+            for series in asked.series {
+                let sum: i64 = query_scalar(slot.sql(
+                    "SELECT COALESCE(SUM(count), 0)::bigint FROM bucket{s} \
+                     WHERE tier_s = $1 AND series = $2 AND bucket_s >= $3 AND bucket_s < $4",
+                ))
+                .bind(segment.tier_s as i32)
+                .bind(*series)
+                .bind(segment.range.start)
+                .bind(segment.range.end)
+                .fetch_one(&mut *snapshot)
+                .await?;
+                of_segment += sum.max(0) as u64;
+            }
+            events.push(of_segment);
         }
         Ok(Sums {
             generation,

@@ -6,6 +6,7 @@ use std::{
 };
 
 use hashbrown::{DefaultHashBuilder, HashTable};
+use streamgauge_chain::canary;
 
 /// The values of a series' dimensions, in order.
 #[derive(Debug)]
@@ -161,7 +162,7 @@ impl SeriesNames {
 
 /// The dimensions that a series' name stands for: `all` has none, `event_type,page_url` has two.
 pub fn dimensions_of(series: &str) -> Vec<&str> {
-    if series == "all" {
+    if series == canary::ALL {
         Vec::new()
     } else {
         series.split(',').collect()

@@ -3,11 +3,12 @@
 use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
+use streamgauge_lifecycle::reachable;
 use streamgauge_settings::ConfigArgs;
 
 use super::RebuildArgs;
 use crate::{
-    endpoints::{EndpointsFile, FILE_NAME, reachable},
+    endpoints::{EndpointsFile, FILE_NAME},
     error::CliError,
     up::{self, UpConfig},
 };

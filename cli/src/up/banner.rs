@@ -2,8 +2,10 @@
 
 use std::{io, path::Path};
 
+use streamgauge_lifecycle::reachable;
+
 use crate::{
-    endpoints::{EndpointsFile, FILE_NAME, reachable},
+    endpoints::{EndpointsFile, FILE_NAME},
     output::{Output, Paint},
 };
 

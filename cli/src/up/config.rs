@@ -8,11 +8,13 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 use streamgauge_broker::{BrokerConfig, Fsync};
-use streamgauge_settings::SecretUrl;
+use streamgauge_lifecycle::reachable;
+use streamgauge_producer::TokenConfig;
+use streamgauge_settings::{Secret, SecretUrl};
 use streamgauge_telemetry::{LogConfig, LogFormat, TelemetryConfig};
 
 use super::refuse;
-use crate::{endpoints::reachable, error::CliError};
+use crate::error::CliError;
 
 /// What the names of environment variables begin with.
 pub const ENV_PREFIX: &str = "STREAMGAUGE_UP";
@@ -93,6 +95,8 @@ impl Default for UpConfig {
         };
         // Next to the log, so that a log that cannot be written for a while costs no event.
         config.producer.spool.enabled = true;
+        // Both of its doors are here, so that nothing has to be set for it.
+        config.analytics.canary.enabled = true;
         // A laptop's system is nobody else's business unless its owner says so.
         for (_, listen) in config.listens() {
             listen.set_ip(IpAddr::V4(Ipv4Addr::LOCALHOST));
@@ -240,6 +244,23 @@ impl UpConfig {
         bootstrap.clone_into(&mut self.analytics.kafka.brokers);
     }
 
+    /// Shows the canary the producer's doors. Where credentials are needed it is given one, known to nobody else.
+    pub fn use_producer(&mut self, http: SocketAddr, grpc: SocketAddr) {
+        let canary = &mut self.analytics.canary;
+        canary.producer_http = reachable(http).to_string();
+        canary.producer_grpc = reachable(grpc).to_string();
+        let tokens = &mut self.producer.auth.tokens;
+        if canary.enabled && canary.token.is_empty() && !tokens.is_empty() {
+            canary.token = Secret::new(format!("{:032x}", rand::random::<u128>()));
+            tokens.push(TokenConfig {
+                token: canary.token.clone(),
+                name: String::from("canary"),
+                canary: true,
+                ..TokenConfig::default()
+            });
+        }
+    }
+
     /// Time for everything to become ready.
     pub const fn ready_timeout(&self) -> Duration {
         Duration::from_millis(self.ready_timeout_ms)
@@ -305,6 +326,32 @@ mod tests {
         assert_eq!(log, Duration::from_secs(2));
         assert_eq!(config.producer.shutdown_deadline_ms, 2_666);
         assert_eq!(config.analytics.shutdown_deadline_ms, 2_666);
+    }
+
+    #[test]
+    fn the_canary_finds_the_producer_and_is_let_in() {
+        let addresses = ["0.0.0.0:1", "[::]:2"].map(|text| text.parse().expect("an address"));
+        let mut config = settled(|_| {}).expect("valid");
+        config.use_producer(addresses[0], addresses[1]);
+        let canary = &config.analytics.canary;
+        assert!(canary.enabled);
+        let doors = (canary.producer_http.as_str(), canary.producer_grpc.as_str());
+        assert_eq!(doors, ("127.0.0.1:1", "[::1]:2"));
+        assert!(canary.token.is_empty(), "nobody needs one");
+        assert!(config.producer.auth.tokens.is_empty(), "nor does it now");
+
+        let mut config = settled(|_| {}).expect("valid");
+        let token = TokenConfig {
+            token: Secret::new("theirs"),
+            ..TokenConfig::default()
+        };
+        config.producer.auth.tokens.push(token);
+        config.use_producer(addresses[0], addresses[1]);
+        let [_, own] = config.producer.auth.tokens.as_slice() else {
+            panic!("one more");
+        };
+        assert!(own.canary && own.token == config.analytics.canary.token);
+        assert!(!own.token.is_empty());
     }
 
     #[test]

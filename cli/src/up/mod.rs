@@ -3,6 +3,7 @@
 mod banner;
 mod config;
 mod lock;
+mod log_metrics;
 mod refuse;
 mod system;
 

@@ -82,6 +82,21 @@ pub fn without_effect(config: &mut UpConfig) -> Result<(), CliError> {
                        `consumer` and `analytics`, each with kafka.brokers";
         return refused(setting, instead);
     }
+    let doors = [
+        (
+            "analytics.canary.producer_http",
+            &analytics.canary.producer_http,
+            &usual.analytics.canary.producer_http,
+        ),
+        (
+            "analytics.canary.producer_grpc",
+            &analytics.canary.producer_grpc,
+            &usual.analytics.canary.producer_grpc,
+        ),
+    ];
+    if let Some((setting, ..)) = doors.into_iter().find(|(_, set, usual)| set != usual) {
+        return refused(setting, "the canary uses the producer of the same process");
+    }
     deadlines(config, usual)
 }
 

@@ -4,7 +4,7 @@
 use std::{net::SocketAddr, time::Duration};
 
 use streamgauge_broker::{Broker, BrokerError};
-use streamgauge_lifecycle::{Shutdown, SystemClock};
+use streamgauge_lifecycle::{Shutdown, SystemClock, reachable};
 use streamgauge_telemetry::{Metrics, Telemetry};
 use tokio::{
     net::TcpListener,
@@ -12,9 +12,12 @@ use tokio::{
     time::{Instant, timeout_at},
 };
 
-use super::config::{DrainBudget, UpConfig};
+use super::{
+    config::{DrainBudget, UpConfig},
+    log_metrics::LogMetrics,
+};
 use crate::{
-    endpoints::{Endpoints, EndpointsFile, ServiceEndpoints, reachable},
+    endpoints::{Endpoints, EndpointsFile, ServiceEndpoints},
     error::{Cause, CliError},
     health,
 };
@@ -66,10 +69,19 @@ struct Listeners {
 
 /// Starts a part as a task of its own, with its own registry and signal.
 macro_rules! part {
-    ($service:ident, $config:expr, $listeners:expr, $telemetry:expr) => {{
+    ($service:ident, $config:expr, $listeners:expr, $telemetry:expr) => {
+        part!(
+            $service,
+            $config,
+            $listeners,
+            $telemetry,
+            Metrics::new($service::SERVICE)
+        )
+    };
+    ($service:ident, $config:expr, $listeners:expr, $telemetry:expr, $metrics:expr) => {{
         let shutdown = Shutdown::new();
         let deps = $service::Deps {
-            metrics: Metrics::new($service::SERVICE),
+            metrics: $metrics,
             tracer: $telemetry.tracer($service::SERVICE),
             clock: SystemClock::shared(),
             shutdown: shutdown.clone(),
@@ -109,12 +121,17 @@ impl System {
             .map_err(log_error)?;
         make_topics(&broker, &config).await?;
         config.use_log(&broker.bootstrap());
+        config.use_producer(endpoints.producer.http, endpoints.producer.grpc);
+        let metrics = Metrics::new(streamgauge_producer::SERVICE);
+        let of_log = Box::new(LogMetrics::new(broker.stats_reader()));
+        metrics.with(|registry| registry.register_collector(of_log));
         let parts = vec![
             part!(
                 streamgauge_producer,
                 config.producer,
                 listeners.producer,
-                telemetry
+                telemetry,
+                metrics
             ),
             part!(
                 streamgauge_consumer,

@@ -7,7 +7,10 @@
 use std::sync::Arc;
 
 use hashbrown::HashTable;
-use streamgauge_chain::sketch::{Quantiles, UserHash, Users};
+use streamgauge_chain::{
+    canary,
+    sketch::{Quantiles, UserHash, Users},
+};
 
 use super::{
     keys::{KeyBudget, OTHER},
@@ -140,16 +143,36 @@ impl Aggregator {
     pub fn add(&mut self, event: &Event<'_>, user: UserHash) {
         let event_type = self.strings.intern(event.event_type);
         self.count_type(event_type);
-        self.intern_fields(event, event_type);
         let bucket_s = event.occurred_at_us.div_euclid(MICROS);
-        for series in 0..self.plan.series.len() {
-            self.add_to_series(series, bucket_s, event.value, user);
-        }
-        if self.plan.user_pages {
-            self.count_user_page(event, event_type);
+        if event.event_type == canary::EVENT_TYPE {
+            let mut key = Key::default();
+            key[0] = self.strings.intern(cut(event.user_id, self.key_bytes_max));
+            self.add_to_cell(self.plan.canary(), bucket_s, key, None, user);
+        } else {
+            self.add_to_all_series(event, event_type, bucket_s, user);
         }
         if self.oldest_received_us == 0 || event.received_at_us < self.oldest_received_us {
             self.oldest_received_us = event.received_at_us;
+        }
+    }
+
+    fn add_to_all_series(
+        &mut self,
+        event: &Event<'_>,
+        event_type: u32,
+        bucket_s: i64,
+        user: UserHash,
+    ) {
+        self.intern_fields(event, event_type);
+        for series in 0..self.plan.canary() {
+            let mut key = Key::default();
+            for (place, dimension) in key.iter_mut().zip(&self.plan.series[series].dimensions) {
+                *place = self.slots[*dimension];
+            }
+            self.add_to_cell(series, bucket_s, key, event.value, user);
+        }
+        if self.plan.user_pages {
+            self.count_user_page(event, event_type);
         }
     }
 
@@ -218,11 +241,14 @@ impl Aggregator {
         }
     }
 
-    fn add_to_series(&mut self, series: usize, bucket_s: i64, value: Option<f64>, user: UserHash) {
-        let mut key = Key::default();
-        for (place, dimension) in key.iter_mut().zip(&self.plan.series[series].dimensions) {
-            *place = self.slots[*dimension];
-        }
+    fn add_to_cell(
+        &mut self,
+        series: usize,
+        bucket_s: i64,
+        key: Key,
+        value: Option<f64>,
+        user: UserHash,
+    ) {
         let hash = hash_lead(series as u16, bucket_s, &key);
         let same = |lead: &Lead| {
             lead.key == key && lead.bucket_s == bucket_s && usize::from(lead.series) == series

@@ -71,6 +71,44 @@ fn aggregate(events: &[v1::Event], keys_max: usize) -> (DeltaBatch, Aggregator) 
     (batch, aggregator)
 }
 
+#[test]
+fn events_of_the_canary_add_to_its_own_series_alone() {
+    let event = |user: &str, event_type: &str| v1::Event {
+        event_id: String::from("e"),
+        user_id: String::from(user),
+        event_type: String::from(event_type),
+        occurred_at_us: 1_700_000_000 * MICROS,
+        received_at_us: 1_700_000_000 * MICROS,
+        page_url: String::from("/"),
+        value: Some(1.0),
+        ..v1::Event::default()
+    };
+    let events = [
+        event("canary-1", canary::EVENT_TYPE),
+        event("user-1", "click"),
+        event("canary-2", canary::EVENT_TYPE),
+        event("canary-1", canary::EVENT_TYPE),
+    ];
+    let (batch, aggregator) = aggregate(&events, 100);
+    let counts: Vec<_> = found(&batch)
+        .into_iter()
+        .map(|((series, _, key), (count, values, _))| (series, key.join(","), count, values))
+        .collect();
+    let expected = [
+        ("all", "", 1, 1),
+        ("canary", "canary-1", 2, 0),
+        ("canary", "canary-2", 1, 0),
+        ("event_type,page_url", "click,/", 1, 1),
+        ("plan", "", 1, 1),
+    ];
+    let expected = expected
+        .map(|(series, key, count, values)| (series.to_owned(), key.to_owned(), count, values));
+    assert_eq!(counts, expected);
+    assert_eq!(batch.user_pages.len(), 1);
+    let types: Vec<_> = aggregator.type_counts().collect();
+    assert_eq!(types, [(canary::EVENT_TYPE, 3), ("click", 1)]);
+}
+
 /// Count, count of values and sum per (series, bucket, key).
 type Model = BTreeMap<(String, i64, Vec<String>), (u64, u64, f64)>;
 

@@ -8,6 +8,8 @@ use serde::{
 };
 use serde_json::value::RawValue;
 
+use streamgauge_chain::canary;
+
 use super::decode::RawEvent;
 
 /// Most dimensions that one series combines.
@@ -60,6 +62,9 @@ pub enum SeriesError {
     /// Too many.
     #[error("series: {0} are configured, at most {SERIES_MAX} are possible")]
     TooMany(usize),
+    /// The name of a series that every system has.
+    #[error("series: `{0}` is the name of a series that is always there; choose another")]
+    Reserved(String),
     /// Two of one name, or one without.
     #[error("series: the name `{0}` is empty or given twice")]
     Name(String),
@@ -109,12 +114,24 @@ pub struct Series {
     pub quantiles: bool,
 }
 
+impl Series {
+    /// One key per user. No place is looked up in [`Plan::fields`]: users' events would pay for it.
+    fn of_canary() -> Self {
+        Self {
+            name: String::from(canary::SERIES),
+            dimensions: vec![0],
+            distinct_users: false,
+            quantiles: false,
+        }
+    }
+}
+
 /// Everything the aggregator does per event, worked out once.
 #[derive(Clone, Debug)]
 pub struct Plan {
     /// Each field that any series groups by, once.
     pub fields: Vec<Field>,
-    /// The series, in configured order.
+    /// The series, in configured order; then that of the canary, to which users' events do not add.
     pub series: Vec<Series>,
     /// Whether counts per user and page are kept.
     pub user_pages: bool,
@@ -141,9 +158,13 @@ impl Plan {
             if config.name.is_empty() || !names.insert(&config.name) {
                 return Err(SeriesError::Name(config.name.clone()));
             }
+            if config.name == canary::SERIES {
+                return Err(SeriesError::Reserved(config.name.clone()));
+            }
             let series = plan.compile_one(config)?;
             plan.series.push(series);
         }
+        plan.series.push(Series::of_canary());
         Ok(plan)
     }
 
@@ -192,6 +213,11 @@ impl Plan {
                 (!name.is_empty()).then_some(Field::Property(place))
             }
         }
+    }
+
+    /// The place of the canary's series; users' are those before it.
+    pub fn canary(&self) -> usize {
+        self.series.len() - 1
     }
 
     /// How many properties the series group by.
@@ -271,7 +297,7 @@ mod tests {
     fn the_defaults_compile() {
         let plan = Plan::compile(&SeriesConfig::defaults(), true).expect("defaults");
         assert_eq!(plan.fields, [Field::EventType, Field::PageUrl]);
-        assert_eq!(plan.series.len(), 3);
+        assert_eq!((plan.series.len(), plan.canary()), (4, 3));
     }
 
     #[test]
@@ -301,6 +327,10 @@ mod tests {
                 "`a` is empty or given twice",
             ),
             (vec![config("", &[])], "`` is empty"),
+            (
+                vec![config("canary", &[])],
+                "`canary` is the name of a series that is always there",
+            ),
             (
                 vec![config("a", &["tenant", "tenant"])],
                 "different dimensions",

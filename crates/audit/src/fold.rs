@@ -3,8 +3,8 @@
 
 use std::collections::VecDeque;
 
-use streamgauge_chain::{Ledger, Outcomes, Range, Verdict, delta};
-use streamgauge_proto::v1::DeltaBatch;
+use streamgauge_chain::{Ledger, Outcomes, Range, Verdict, canary, delta};
+use streamgauge_proto::v1::{DeltaBatch, SeriesDelta};
 
 /// A batch that began beyond the head.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -254,10 +254,13 @@ fn contents_difference(batch: &DeltaBatch, counted: u64) -> i64 {
     if by_type != 0 {
         return by_type;
     }
-    let all = batch.series.iter().find(|series| series.series == "all");
-    all.map_or(0, |series| {
+    let of = |name| batch.series.iter().find(|series| series.series == name);
+    let sum = |series: &SeriesDelta| {
         let cells = series.cells.iter().map(|cell| cell.count);
-        difference(cells.fold(0, u64::saturating_add))
+        cells.fold(0, u64::saturating_add)
+    };
+    of(canary::ALL).map_or(0, |all| {
+        difference(sum(all).saturating_add(of(canary::SERIES).map_or(0, sum)))
     })
 }
 
@@ -265,7 +268,7 @@ fn contents_difference(batch: &DeltaBatch, counted: u64) -> i64 {
 mod tests {
     use proptest::prelude::*;
     use prost::Message;
-    use streamgauge_proto::v1::TypeCount;
+    use streamgauge_proto::v1::{Cell, TypeCount};
 
     use super::*;
 
@@ -338,6 +341,28 @@ mod tests {
         fold.record(1, Some(&forged.encode_to_vec()));
         fold.record(2, Some(&batch(20, 30).encode_to_vec()));
         assert_eq!(fold.contents, Some((10, 10)));
+    }
+
+    #[test]
+    fn the_canary_s_events_are_counted_beside_users_events() {
+        let series = |name: &str, count| SeriesDelta {
+            series: name.to_owned(),
+            cells: vec![Cell {
+                count,
+                ..Cell::default()
+            }],
+        };
+        let contents = |counts: &[(&str, u64)]| {
+            let mut sent = batch(0, 10);
+            sent.series = counts.iter().map(|(name, n)| series(name, *n)).collect();
+            let mut fold = Fold::new(0, None);
+            fold.record(0, Some(&sent.encode_to_vec()));
+            fold.contents
+        };
+        assert_eq!(contents(&[("all", 7), ("canary", 3)]), None);
+        assert_eq!(contents(&[("canary", 10)]), None);
+        assert_eq!(contents(&[("all", 7), ("canary", 2)]), Some((0, 1)));
+        assert_eq!(contents(&[("all", 10), ("canary", 3)]), Some((0, -3)));
     }
 
     #[test]

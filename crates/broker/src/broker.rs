@@ -158,6 +158,12 @@ impl Broker {
         self.node.stats()
     }
 
+    /// Reads the same for as long as it is held.
+    pub fn stats_reader(&self) -> impl Fn() -> BrokerStats + Send + Sync + 'static {
+        let node = Arc::clone(&self.node);
+        move || node.stats()
+    }
+
     /// Stops accepting, lets requests finish, and closes the logs so that the
     /// next start needs no scan. Beyond the deadline it stops as a crash would.
     pub async fn shutdown(mut self, deadline: Duration) {

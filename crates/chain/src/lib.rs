@@ -8,6 +8,7 @@
 //! The consumer (which writes batches), analytics (which applies them) and the audit (which adds
 //! them up) all use this code. It is pure: no IO, no clock, no randomness, no panic on any input.
 
+pub mod canary;
 pub mod delta;
 mod ledger;
 #[cfg(feature = "mutations")]

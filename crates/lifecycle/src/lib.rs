@@ -19,6 +19,6 @@ pub use grpc::{GrpcOps, ReflectionError, grpc_incoming};
 pub use health::{Condition, ConditionReport, Health, HealthReport};
 pub use ops::{OPENMETRICS, matched_path, ops_router};
 pub use program::{EXIT_FAILED, EXIT_WRONG_SETTINGS, error_chain, fail, write_line};
-pub use server::{BindError, HttpServerConfig, bind, serve_http};
+pub use server::{BindError, HttpServerConfig, bind, reachable, serve_http};
 pub use shutdown::{Shutdown, signal};
 pub use tasks::{BoxError, Outcome, Tasks};

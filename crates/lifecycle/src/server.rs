@@ -3,7 +3,7 @@
 //! these.)
 
 use std::io;
-use std::net::SocketAddr;
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
@@ -71,6 +71,18 @@ pub async fn bind(setting: &str, addr: SocketAddr) -> Result<TcpListener, BindEr
         address: addr,
         source,
     })
+}
+
+/// Where a client on this machine finds what listens there: on all addresses is on its own as well.
+pub fn reachable(mut address: SocketAddr) -> SocketAddr {
+    if address.ip().is_unspecified() {
+        let own = match address {
+            SocketAddr::V4(_) => Ipv4Addr::LOCALHOST.into(),
+            SocketAddr::V6(_) => Ipv6Addr::LOCALHOST.into(),
+        };
+        address.set_ip(own);
+    }
+    address
 }
 
 /// Serves until the shutdown, then lets requests under way finish until the deadline, after which their connections

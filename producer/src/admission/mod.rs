@@ -1,7 +1,8 @@
 //! Whether a request is taken on: is the service ready, has the client allowance left, is there room.
 //!
-//! Nothing waits here. What cannot be taken on is refused at once, with a time to come back, so that overload costs
-//! little and queues stay bounded. What can be known by the head of a request is decided before its body is read.
+//! Nothing waits here for room. What cannot be taken on is refused, with a time to come back, so that overload costs
+//! little and queues stay bounded. What can be known by the head of a request is decided before its body is read, and
+//! such a refusal is given after a moment: a client that comes back at once is slowed down by it, and holds nothing.
 
 mod counts;
 mod fields;
@@ -17,6 +18,7 @@ use std::time::Duration;
 use streamgauge_lifecycle::{SharedClock, Shutdown};
 use streamgauge_proto::{ErrorCode, Problem};
 use streamgauge_telemetry::Metrics;
+use tokio::sync::Semaphore;
 
 use self::counts::{AdmissionCounts, Change, LimitScope, Shed};
 pub use self::fields::Fields;
@@ -54,6 +56,8 @@ pub struct Admission {
     log_ready: AtomicBool,
     rates: ClientRates,
     evict_interval: Duration,
+    refusal_delay: Duration,
+    refusals_delayed: Semaphore,
     shedding: Arc<Shedding>,
     in_flight: AtomicUsize,
     in_flight_max: usize,
@@ -83,6 +87,13 @@ impl Admission {
             log_ready: AtomicBool::new(false),
             rates: ClientRates::new(&config.rate_limit, credential_names(&config.auth)),
             evict_interval: Duration::from_secs(config.rate_limit.evict_interval_s.max(1)),
+            refusal_delay: Duration::from_millis(config.admission.refusal_delay_ms),
+            refusals_delayed: Semaphore::new(
+                config
+                    .admission
+                    .refusals_delayed_max
+                    .min(Semaphore::MAX_PERMITS),
+            ),
             shedding: Arc::new(shedding),
             in_flight: AtomicUsize::new(0),
             in_flight_max: config.limits.in_flight_events_max,
@@ -137,6 +148,16 @@ impl Admission {
         self.shedding
             .may_enter(client.canary)
             .map_err(|shed| self.shed(shed).problem)
+    }
+
+    /// Waits for the moment that a refusal of [`Admission::may_read`] is kept back.
+    pub async fn keep_waiting(&self) {
+        if self.refusal_delay.is_zero() {
+            return;
+        }
+        if let Ok(_one) = self.refusals_delayed.try_acquire() {
+            tokio::time::sleep(self.refusal_delay).await;
+        }
     }
 
     /// What a client is told of its allowances, in an answer that asks it to come back after so many seconds or not.

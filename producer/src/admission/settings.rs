@@ -82,6 +82,11 @@ pub struct AdmissionConfig {
     pub queue_share_max: f64,
     /// How long a look at that queue is good for, in milliseconds.
     pub queue_sample_ms: u64,
+    /// How long a client is kept waiting for a refusal that costs nothing to wait with, in milliseconds: one that comes
+    /// back at once, as a flood does, would otherwise take the processor from those who are let in. 0: not at all.
+    pub refusal_delay_ms: u64,
+    /// Most refusals that are kept waiting; those beyond are given at once.
+    pub refusals_delayed_max: usize,
     /// How the limit is found.
     pub limit: ConcurrencyConfig,
 }
@@ -97,6 +102,8 @@ impl Default for AdmissionConfig {
             canary_reserve_share: 0.05,
             queue_share_max: 0.9,
             queue_sample_ms: 10,
+            refusal_delay_ms: 50,
+            refusals_delayed_max: 4_096,
             limit: ConcurrencyConfig::default(),
         }
     }

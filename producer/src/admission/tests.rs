@@ -174,3 +174,19 @@ fn only_what_tells_about_room_is_reported() {
     ended(&[FailReason::Deadline, FailReason::TimedOut]);
     assert!(!limit());
 }
+
+#[tokio::test(start_paused = true)]
+async fn refusals_are_kept_waiting_for_a_moment_and_not_too_many_of_them() {
+    let (admission, _) = admission(0, 10);
+    let delay = Duration::from_millis(Config::default().admission.refusal_delay_ms);
+    let began = tokio::time::Instant::now();
+    admission.keep_waiting().await;
+    assert_eq!(began.elapsed(), delay);
+
+    let most = Config::default().admission.refusals_delayed_max;
+    let places = admission.refusals_delayed.try_acquire_many(most as u32);
+    let began = tokio::time::Instant::now();
+    admission.keep_waiting().await;
+    assert_eq!(began.elapsed(), Duration::ZERO);
+    drop(places);
+}

@@ -63,8 +63,23 @@ pub struct Door {
     pub limits: Arc<Limits>,
 }
 
+/// Why a request goes no further.
+struct Refusal {
+    status: Status,
+    is_kept_waiting: bool,
+}
+
+impl From<Problem> for Refusal {
+    fn from(problem: Problem) -> Self {
+        Self {
+            status: problem.into(),
+            is_kept_waiting: false,
+        }
+    }
+}
+
 impl Door {
-    fn let_in(&self, request: &Request<Body>, streaming: bool) -> Result<Caller, Status> {
+    fn let_in(&self, request: &Request<Body>, streaming: bool) -> Result<Caller, Refusal> {
         let admission = &self.intake.admission;
         admission.is_open()?;
         let authorization = request.headers().get(header::AUTHORIZATION);
@@ -79,7 +94,10 @@ impl Door {
         // On a stream each batch is answered for itself.
         if !streaming && let Err(problem) = admission.may_read(&client) {
             let fields = admission.fields(&client, problem.retry_after_seconds());
-            return Err(refusal_with(problem, fields));
+            return Err(Refusal {
+                status: refusal_with(problem, fields),
+                is_kept_waiting: true,
+            });
         }
         let meter = Meter {
             room: admission.room(0)?,
@@ -130,9 +148,14 @@ where
         let streaming = path == SUBMIT_STREAM;
         let caller = match self.door.let_in(&request, streaming) {
             Ok(caller) => caller,
-            Err(status) => {
-                let refused = status.into_http();
-                return Box::pin(async move { Ok(refused) });
+            Err(refusal) => {
+                let intake = self.door.intake.clone();
+                return Box::pin(async move {
+                    if refusal.is_kept_waiting {
+                        intake.admission.keep_waiting().await;
+                    }
+                    Ok(refusal.status.into_http())
+                });
             }
         };
         let meter = caller.meter.clone();

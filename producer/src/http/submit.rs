@@ -74,7 +74,10 @@ async fn submit(
     head: Head,
 ) -> Result<Submitted, Problem> {
     let admission = &shared.intake.admission;
-    admission.may_read(&head.submission.client)?;
+    if let Err(problem) = admission.may_read(&head.submission.client) {
+        admission.keep_waiting().await;
+        return Err(problem);
+    }
     let body = request.into_body();
     let expected = usize::try_from(body.size_hint().lower()).unwrap_or(usize::MAX);
     let room = admission.room(expected.min(shared.limits.body_bytes_max))?;

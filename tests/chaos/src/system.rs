@@ -153,6 +153,12 @@ impl System {
         }
         self.brokers = local(free_port());
         set(&mut arguments, "broker.listen", self.brokers.clone());
+        // The oracle knows of nobody else's events.
+        set(
+            &mut arguments,
+            "analytics.canary.enabled",
+            String::from("false"),
+        );
         for setting in &blueprint.settings {
             let own = setting.strip_prefix("each.").unwrap_or(setting);
             arguments.extend([String::from("--set"), own.to_owned()]);
@@ -430,5 +436,9 @@ fn listen(arguments: &mut Vec<String>, [http, grpc]: [u16; 2]) {
 }
 
 fn hunt() -> Vec<(String, String)> {
-    std::env::vars().filter(|(name, _)| name.starts_with("STREAMGAUGE_CONSUMER_") || name.starts_with("STREAMGAUGE_TELEMETRY")).collect()
+    std::env::vars()
+        .filter(|(name, _)| {
+            name.starts_with("STREAMGAUGE_CONSUMER_") || name.starts_with("STREAMGAUGE_TELEMETRY")
+        })
+        .collect()
 }

@@ -9,6 +9,7 @@ pub use latency::{LATENCY_BUCKETS, LatencyHistogram};
 pub use prometheus_client::collector::Collector;
 pub use prometheus_client::encoding::{
     DescriptorEncoder, EncodeLabelSet, EncodeLabelValue, EncodeMetric, LabelValueEncoder,
+    MetricEncoder,
 };
 pub use prometheus_client::metrics::counter::{ConstCounter, Counter};
 pub use prometheus_client::metrics::exemplar;
