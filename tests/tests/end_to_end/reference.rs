@@ -150,6 +150,11 @@ fn table(page: &mut String, title: &str, metrics: &[Metric]) {
     }
 }
 
+fn without_log(page: &str) -> String {
+    let lines = page.lines().filter(|line| !line.starts_with("| `log_"));
+    lines.map(|line| format!("{line}\n")).collect()
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn the_reference_is_what_the_services_export() {
     let system = System::start(&[]).await;
@@ -173,12 +178,16 @@ async fn the_reference_is_what_the_services_export() {
         }
         services.push(metrics);
     }
-    let page = page(&services);
+    let mut page = page(&services);
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("..").join(PAGE);
     if std::env::var_os("UPDATE_REFERENCE").is_some() {
         fs::write(&path, &page).expect("the page can be written");
     }
-    let written = fs::read_to_string(&path).unwrap_or_default();
+    let mut written = fs::read_to_string(&path).unwrap_or_default();
+    if system.processes.len() > 1 {
+        // On Kafka there is no embedded log.
+        (page, written) = (without_log(&page), without_log(&written));
+    }
     let missing: Vec<_> = page
         .lines()
         .filter(|line| !written.lines().any(|one| one == *line))
