@@ -222,6 +222,16 @@ impl System {
         format!("http://127.0.0.1:{}", self.ports.analytics[0])
     }
 
+    /// The producer's gRPC endpoint.
+    pub fn producer_grpc(&self) -> String {
+        format!("http://127.0.0.1:{}", self.ports.producer[1])
+    }
+
+    /// The analytics service's gRPC endpoint.
+    pub fn analytics_grpc(&self) -> String {
+        format!("http://127.0.0.1:{}", self.ports.analytics[1])
+    }
+
     /// The consumer's base URL.
     pub fn consumer(&self) -> String {
         format!("http://127.0.0.1:{}", self.ports.consumer[0])

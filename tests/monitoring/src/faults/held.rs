@@ -1,0 +1,116 @@
+//! Records that are none, and a consumer that is held: dead letters, lag, and events that become queryable too late.
+
+use std::time::Duration;
+
+use serde_json::json;
+use streamgauge_kafka::{Publisher, PublisherConfig, Record};
+use streamgauge_tests::system::System;
+
+use crate::{
+    bench::{Bench, Watch},
+    failure::{Failure, Outcome},
+    faults::prove,
+    inbox::Alert,
+    load::{Load, Mix},
+    report::AlertRow,
+};
+
+/// Poisoned records; more than ten within an hour are told.
+const POISON: usize = 30;
+/// Longest wait for a figure to show in Prometheus.
+const SHOWN: Duration = Duration::from_secs(60);
+
+/// Runs the group.
+pub async fn run() -> Outcome<Vec<AlertRow>> {
+    let system = System::start(&[]).await;
+    let bench = Bench::beside(system).await?;
+    let (system, watch) = (&bench.system, bench.watch());
+    let _usual = Load::start(system, "usual", Mix::USUAL)?;
+    watch.prometheus.until("job:event_end_to_end_seconds:p99_5m", SHOWN).await?;
+
+    let (poisoned, garbled, held) = futures::join!(
+        prove(
+            &watch,
+            "records that are no events are written to the topic",
+            [Alert::named("DeadLettersGrowing")],
+            async || write(system, system.events_topic(), POISON).await,
+            nothing,
+        ),
+        prove(
+            &watch,
+            "a record that is no batch is written to metrics-data",
+            [Alert::named("DeltaBatchesUndecodable")],
+            async || write(system, system.metrics_topic(), 1).await,
+            nothing,
+        ),
+        hold(system, &watch),
+    );
+    Ok([poisoned, garbled, held].concat())
+}
+
+async fn hold(system: &System, watch: &Watch) -> Vec<AlertRow> {
+    let mut rows = prove(
+        watch,
+        "the consumer is paused",
+        [
+            Alert::named("ConsumerStopped"),
+            Alert::with("ConsumerFallingBehind", &[("severity", "warning")]),
+        ],
+        async || {
+            // What was poisoned before must be read before, or it is told too late.
+            watch.prometheus.until("sum(dlq_events_total) >= 30", SHOWN).await?;
+            watch.prometheus.until("sum(delta_batches_total{verdict=\"undecodable\"}) > 0", SHOWN).await?;
+            ask(system, "pause").await
+        },
+        async |()| ask(system, "resume").await,
+    )
+    .await;
+    // What had waited is counted now, and late by as much: the promise is broken at the moment in which it goes on.
+    rows.extend(
+        prove(
+            watch,
+            "the consumer was paused, and goes on",
+            [Alert::with("FreshnessSLOBurn", &[("severity", "critical")])],
+            async || {
+                ask(system, "pause").await?;
+                watch.prometheus.until("group_topic:kafka_consumer_lag_seconds:max > 5", SHOWN).await?;
+                ask(system, "resume").await
+            },
+            nothing,
+        )
+        .await,
+    );
+    rows
+}
+
+async fn nothing((): ()) -> Outcome<()> {
+    Ok(())
+}
+
+/// Pauses or resumes all partitions of the consumer.
+pub async fn ask(system: &System, what: &str) -> Outcome<()> {
+    let request = reqwest::Client::new().post(format!("{}/v1/{what}", system.consumer()));
+    let answer = request.json(&json!({})).send().await;
+    let answer = answer.map_err(Failure::http(what))?;
+    match answer.error_for_status() {
+        Ok(_) => Ok(()),
+        Err(error) => Err(Failure::http(what)(error)),
+    }
+}
+
+async fn write(system: &System, topic: &str, count: usize) -> Outcome<()> {
+    let refused = |error: &dyn std::fmt::Display| Failure::Unmet(format!("writing to {topic}: {error}"));
+    let publisher = Publisher::new(&system.kafka(), &PublisherConfig::default(), None).map_err(|error| refused(&error))?;
+    for _ in 0..count {
+        let record = Record {
+            topic,
+            partition: Some(0),
+            key: Some(b"u"),
+            payload: Some(b"\xff\xffthis is neither an event nor a batch"),
+            timestamp_ms: None,
+            headers: &[],
+        };
+        publisher.send(record).await.map_err(|error| refused(&error))?;
+    }
+    Ok(())
+}
