@@ -430,5 +430,9 @@ fn listen(arguments: &mut Vec<String>, [http, grpc]: [u16; 2]) {
 }
 
 fn hunt() -> Vec<(String, String)> {
-    std::env::vars().filter(|(name, _)| name.starts_with("STREAMGAUGE_CONSUMER_") || name.starts_with("STREAMGAUGE_TELEMETRY")).collect()
+    std::env::vars()
+        .filter(|(name, _)| {
+            name.starts_with("STREAMGAUGE_CONSUMER_") || name.starts_with("STREAMGAUGE_TELEMETRY")
+        })
+        .collect()
 }

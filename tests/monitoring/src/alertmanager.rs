@@ -35,9 +35,13 @@ impl Alertmanager {
         let address = format!("127.0.0.1:{}", free_port());
         let folder = folder.join("alertmanager");
         let source = repository.join("monitoring/alertmanager");
-        fs::create_dir_all(folder.join("templates")).map_err(Failure::io("a folder for templates"))?;
+        fs::create_dir_all(folder.join("templates"))
+            .map_err(Failure::io("a folder for templates"))?;
         let template = "templates/streamgauge.tmpl";
-        prometheus::write(&folder.join(template), &prometheus::read(&source.join(template))?)?;
+        prometheus::write(
+            &folder.join(template),
+            &prometheus::read(&source.join(template))?,
+        )?;
         let text = prometheus::read(&source.join("alertmanager.yml"))?;
         let file = folder.join("alertmanager.yml");
         prometheus::write(&file, &to_webhooks(&ROUTES.routes(&text), inbox.url()))?;
@@ -50,7 +54,11 @@ impl Alertmanager {
         let http = reqwest::Client::builder().timeout(REQUEST_TIMEOUT).build();
         let http = http.map_err(Failure::http("a client"))?;
         let process = launch("prometheus-alertmanager", &arguments, &folder);
-        let mut alertmanager = Self { process, address, http };
+        let mut alertmanager = Self {
+            process,
+            address,
+            http,
+        };
         alertmanager.ready().await?;
         Ok(alertmanager)
     }
@@ -62,6 +70,11 @@ impl Alertmanager {
 
     /// Waits until it is ready, after it was started again.
     pub async fn ready(&mut self) -> Outcome<()> {
-        prometheus::ready(&mut self.process, &format!("http://{}", self.address), &self.http).await
+        prometheus::ready(
+            &mut self.process,
+            &format!("http://{}", self.address),
+            &self.http,
+        )
+        .await
     }
 }

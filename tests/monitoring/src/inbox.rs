@@ -76,13 +76,17 @@ impl Inbox {
     pub async fn start() -> Outcome<Self> {
         let listener = TcpListener::bind("127.0.0.1:0").await;
         let listener = listener.map_err(Failure::io("a port for webhooks"))?;
-        let address = listener.local_addr().map_err(Failure::io("a port for webhooks"))?;
+        let address = listener
+            .local_addr()
+            .map_err(Failure::io("a port for webhooks"))?;
         let inbox = Self {
             url: format!("http://{address}"),
             kept: Arc::default(),
             arrived: Arc::new(watch::Sender::new(0)),
         };
-        let router = Router::new().route("/{receiver}", post(receive)).with_state(inbox.clone());
+        let router = Router::new()
+            .route("/{receiver}", post(receive))
+            .with_state(inbox.clone());
         tokio::spawn(async move { axum::serve(listener, router).await });
         Ok(inbox)
     }
@@ -117,7 +121,10 @@ impl Inbox {
     /// How often a receiver heard of an alert since a moment.
     pub fn count(&self, alert: Alert, since: Instant) -> usize {
         let kept = self.lock();
-        let meant = kept.notifications.iter().filter(|one| one.at >= since && alert.matches(&one.labels));
+        let meant = kept
+            .notifications
+            .iter()
+            .filter(|one| one.at >= since && alert.matches(&one.labels));
         meant.count()
     }
 
@@ -133,8 +140,28 @@ impl Inbox {
         active.map(|(labels, _)| labels).collect()
     }
 
+    /// The names of all alerts that fire, as far as was heard.
+    pub fn firing_names(&self) -> Vec<String> {
+        let mut states: BTreeMap<BTreeMap<String, String>, bool> = BTreeMap::new();
+        for one in &self.lock().notifications {
+            states.insert(one.labels.clone(), one.firing);
+        }
+        let firing = states.into_iter().filter(|(_, firing)| *firing);
+        let mut names: Vec<_> = firing
+            .filter_map(|(labels, _)| labels.get("alertname").cloned())
+            .collect();
+        names.sort_unstable();
+        names.dedup();
+        names
+    }
+
     /// Waits until an alert was heard to fire since a moment; returns how long after it that was.
-    pub async fn fired(&self, alert: Alert, since: Instant, deadline: Duration) -> Option<Duration> {
+    pub async fn fired(
+        &self,
+        alert: Alert,
+        since: Instant,
+        deadline: Duration,
+    ) -> Option<Duration> {
         self.until(deadline, || {
             let kept = self.lock();
             let first = kept
@@ -147,7 +174,12 @@ impl Inbox {
     }
 
     /// Waits until none of the meant alerts fires any more; returns how long after a moment the last was heard to end.
-    pub async fn resolved(&self, alert: Alert, since: Instant, deadline: Duration) -> Option<Duration> {
+    pub async fn resolved(
+        &self,
+        alert: Alert,
+        since: Instant,
+        deadline: Duration,
+    ) -> Option<Duration> {
         self.until(deadline, || {
             if !self.active(alert).is_empty() {
                 return None;
@@ -196,7 +228,8 @@ async fn receive(
     }
     for alert in message["alerts"].as_array().into_iter().flatten() {
         let labels = alert["labels"].as_object().into_iter().flatten();
-        let labels = labels.map(|(key, value)| (key.clone(), value.as_str().unwrap_or_default().to_owned()));
+        let labels =
+            labels.map(|(key, value)| (key.clone(), value.as_str().unwrap_or_default().to_owned()));
         kept.notifications.push(Notification {
             receiver: receiver.clone(),
             firing: alert["status"] == "firing",

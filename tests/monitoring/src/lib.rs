@@ -5,11 +5,14 @@
 
 pub mod alertmanager;
 pub mod bench;
+pub mod cost;
 pub mod failure;
 pub mod faults;
 pub mod inbox;
+pub mod live;
 pub mod load;
 pub mod options;
 pub mod prometheus;
 pub mod report;
 pub mod shorten;
+pub mod traces;

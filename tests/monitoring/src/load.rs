@@ -103,9 +103,13 @@ struct Doors {
 impl Load {
     /// Starts a load against a system. Its name tells its ids from those of others.
     pub fn start(system: &System, name: &str, mix: Mix) -> Outcome<Self> {
-        let http = reqwest::Client::builder().timeout(REQUEST_TIMEOUT).local_address(mix.from).build();
+        let http = reqwest::Client::builder()
+            .timeout(REQUEST_TIMEOUT)
+            .local_address(mix.from)
+            .build();
         let channel = |url: String| {
-            let endpoint = Endpoint::from_shared(url).map(|one| one.timeout(REQUEST_TIMEOUT).connect_lazy());
+            let endpoint =
+                Endpoint::from_shared(url).map(|one| one.timeout(REQUEST_TIMEOUT).connect_lazy());
             endpoint.map_err(|error| Failure::Unmet(format!("a gRPC endpoint: {error}")))
         };
         let doors = Doors {
@@ -244,7 +248,11 @@ impl Doors {
             "/analytics/events?user_id=user-1&page_url=/page/1",
         ];
         let path = paths[usize::try_from(tick).unwrap_or(0) % paths.len()];
-        let answer = self.http.get(format!("{}{path}", self.analytics)).send().await;
+        let answer = self
+            .http
+            .get(format!("{}{path}", self.analytics))
+            .send()
+            .await;
         if let Ok(answer) = answer {
             // Read to its end, as a client would.
             let _ = answer.bytes().await;
@@ -278,7 +286,9 @@ impl Doors {
 
 /// Microseconds since the Unix epoch.
 pub fn now_us() -> i64 {
-    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    let now = SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .unwrap_or_default();
     i64::try_from(now.as_micros()).unwrap_or(i64::MAX)
 }
 
@@ -290,7 +300,9 @@ mod tests {
     fn every_second_holds_what_was_asked_for() {
         for wanted in [0, 1, 7, 10, 33, 200] {
             let ticks = u64::from(TICKS);
-            let second = (ticks..2 * ticks).map(|tick| share(wanted, tick)).sum::<u64>();
+            let second = (ticks..2 * ticks)
+                .map(|tick| share(wanted, tick))
+                .sum::<u64>();
             assert_eq!(second, u64::from(wanted));
         }
     }

@@ -67,7 +67,10 @@ impl Prometheus {
         fs::create_dir_all(folder.join("rules")).map_err(Failure::io("a folder for rules"))?;
         write_rules(&source.join("rules"), &folder.join("rules"))?;
         let text = read(&source.join("prometheus.yml"))?;
-        write(&folder.join("prometheus.yml"), &configuration(&text, targets, port))?;
+        write(
+            &folder.join("prometheus.yml"),
+            &configuration(&text, targets, port),
+        )?;
         let arguments = [
             format!("--config.file={}", folder.join("prometheus.yml").display()),
             format!("--storage.tsdb.path={}", folder.join("data").display()),
@@ -78,8 +81,17 @@ impl Prometheus {
         ];
         let process = launch("prometheus", &arguments, &folder);
         let client = Client::new(format!("http://127.0.0.1:{port}"))?;
-        let mut prometheus = Self { process, client, folder };
-        ready(&mut prometheus.process, &prometheus.client.url, &prometheus.client.http).await?;
+        let mut prometheus = Self {
+            process,
+            client,
+            folder,
+        };
+        ready(
+            &mut prometheus.process,
+            &prometheus.client.url,
+            &prometheus.client.http,
+        )
+        .await?;
         Ok(prometheus)
     }
 
@@ -90,8 +102,14 @@ impl Prometheus {
 
     /// Has it read its configuration anew; says whether it took it.
     pub async fn reload(&self) -> Outcome<bool> {
-        let request = self.client.http.post(format!("{}/-/reload", self.client.url)).send();
-        let answer = request.await.map_err(Failure::http("Prometheus, to reload"))?;
+        let request = self
+            .client
+            .http
+            .post(format!("{}/-/reload", self.client.url))
+            .send();
+        let answer = request
+            .await
+            .map_err(Failure::http("Prometheus, to reload"))?;
         Ok(answer.status().is_success())
     }
 }
@@ -151,7 +169,9 @@ impl Client {
                 return Ok(value);
             }
             if Instant::now() > end {
-                return Err(Failure::Unmet(format!("no value within {deadline:?}: {expr} ({found:?})")));
+                return Err(Failure::Unmet(format!(
+                    "no value within {deadline:?}: {expr} ({found:?})"
+                )));
             }
             tokio::time::sleep(POLL).await;
         }
@@ -159,10 +179,14 @@ impl Client {
 
     /// What Prometheus itself says of an alert, for one that was not heard of.
     pub async fn state(&self, alert: &str) -> String {
-        let found = self.query(&format!("ALERTS{{alertname=\"{alert}\"}}")).await;
+        let found = self
+            .query(&format!("ALERTS{{alertname=\"{alert}\"}}"))
+            .await;
         match found {
             Err(failure) => failure.to_string(),
-            Ok(found) if found.is_empty() => String::from("Prometheus has it neither pending nor firing"),
+            Ok(found) if found.is_empty() => {
+                String::from("Prometheus has it neither pending nor firing")
+            }
             Ok(found) => {
                 let states: Vec<_> = found.iter().map(|(labels, _)| labels.to_string()).collect();
                 states.join(", ")
@@ -171,13 +195,20 @@ impl Client {
     }
 
     async fn ask(&self, what: &str, parameters: &[(&str, &str)]) -> Outcome<Value> {
-        let request = self.http.get(format!("{}/api/v1/{what}", self.url)).query(parameters).send();
+        let request = self
+            .http
+            .get(format!("{}/api/v1/{what}", self.url))
+            .query(parameters)
+            .send();
         let answer = request.await.map_err(Failure::http("Prometheus"))?;
         let answer: Value = answer.json().await.map_err(Failure::http("Prometheus"))?;
         if answer["status"] == "success" {
             return Ok(answer["data"].clone());
         }
-        Err(Failure::Unmet(format!("{what} {parameters:?}: {}", answer["error"])))
+        Err(Failure::Unmet(format!(
+            "{what} {parameters:?}: {}",
+            answer["error"]
+        )))
     }
 }
 
@@ -260,7 +291,10 @@ mod tests {
 
     #[test]
     fn the_repositorys_configuration_is_turned_to_the_system_under_test() {
-        let path = format!("{}/../../monitoring/prometheus/prometheus.yml", env!("CARGO_MANIFEST_DIR"));
+        let path = format!(
+            "{}/../../monitoring/prometheus/prometheus.yml",
+            env!("CARGO_MANIFEST_DIR")
+        );
         let text = read(Path::new(&path)).expect("the configuration is there");
         let targets = Targets {
             services: ["127.0.0.1:1", "127.0.0.1:2", "127.0.0.1:3"].map(str::to_owned),
@@ -269,10 +303,22 @@ mod tests {
         let here = configuration(&text, &targets, 5);
         for port in 1..=5 {
             let wanted = if port == 4 { 2 } else { 1 };
-            assert_eq!(here.matches(&format!("[\"127.0.0.1:{port}\"]")).count(), wanted, "{here}");
+            assert_eq!(
+                here.matches(&format!("[\"127.0.0.1:{port}\"]")).count(),
+                wanted,
+                "{here}"
+            );
         }
-        assert!(here.contains("scrape_interval: 1s") && here.contains("evaluation_interval: 1s"), "{here}");
+        assert!(
+            here.contains("scrape_interval: 1s") && here.contains("evaluation_interval: 1s"),
+            "{here}"
+        );
         let without_comments = here.lines().filter(|line| !line.starts_with('#'));
-        assert!(without_comments.into_iter().all(|line| !line.contains("127.0.0.1:90")), "{here}");
+        assert!(
+            without_comments
+                .into_iter()
+                .all(|line| !line.contains("127.0.0.1:90")),
+            "{here}"
+        );
     }
 }

@@ -7,7 +7,7 @@ use std::{
 
 use tokio::time::Instant;
 
-use crate::failure::Outcome;
+use crate::failure::{Failure, Outcome};
 
 /// What became of one alert that a fault should raise.
 #[derive(Clone, Debug)]
@@ -26,14 +26,25 @@ pub struct AlertRow {
 
 impl AlertRow {
     fn line(&self) -> String {
-        let word = if self.problem.is_none() { "ok    " } else { "FAILED" };
+        let word = if self.problem.is_none() {
+            "ok    "
+        } else {
+            "FAILED"
+        };
         let seconds = |time: Option<Duration>| match time {
             Some(time) => format!("{:6.1} s", time.as_secs_f64()),
             None => format!("{:>8}", "-"),
         };
         let (fired, resolved) = (seconds(self.fired), seconds(self.resolved));
-        let problem = self.problem.as_deref().map(|text| format!(": {text}")).unwrap_or_default();
-        format!("{word}  {:<26} {fired}  {resolved}  {}{problem}", self.alert, self.fault)
+        let problem = self
+            .problem
+            .as_deref()
+            .map(|text| format!(": {text}"))
+            .unwrap_or_default();
+        format!(
+            "{word}  {:<26} {fired}  {resolved}  {}{problem}",
+            self.alert, self.fault
+        )
     }
 }
 
@@ -70,18 +81,12 @@ impl Report {
         writeln!(io::stdout().lock(), "{word}  {at:>4} s  {name}: {text}")
     }
 
-    /// Prints something that is neither good nor bad.
-    pub fn say(&self, text: &str) -> io::Result<()> {
-        let at = self.began.elapsed().as_secs();
-        writeln!(io::stdout().lock(), "        {at:>4} s  {text}")
-    }
-
     /// Notes what became of a group's alerts.
     pub fn alerts(&mut self, group: &str, rows: Vec<AlertRow>) -> io::Result<()> {
         let wrong = rows.iter().filter(|row| row.problem.is_some()).count();
         let outcome = match wrong {
             0 => Ok(format!("{} alerts fired and resolved", rows.len())),
-            _ => Err(crate::failure::Failure::Unmet(format!("{wrong} of {} alerts", rows.len()))),
+            _ => Err(Failure::Unmet(format!("{wrong} of {} alerts", rows.len()))),
         };
         self.step(&format!("faults, {group}"), outcome)?;
         let mut output = io::stdout().lock();
@@ -92,9 +97,26 @@ impl Report {
         Ok(())
     }
 
+    /// A step of its own: so many different alerts fired and resolved.
+    pub fn enough_alerts(&mut self, least: usize) -> io::Result<()> {
+        let proven = self.proven();
+        let text = format!(
+            "{proven} different alerts fired by their fault and resolved; at least {least} must"
+        );
+        let outcome = if proven < least {
+            Err(Failure::Unmet(text))
+        } else {
+            Ok(text)
+        };
+        self.step("alerts", outcome)
+    }
+
     /// How many different alerts fired and resolved.
     pub fn proven(&self) -> usize {
-        let good = self.alerts.iter().filter(|row| row.problem.is_none() && row.resolved.is_some());
+        let good = self
+            .alerts
+            .iter()
+            .filter(|row| row.problem.is_none() && row.resolved.is_some());
         let mut names: Vec<_> = good.map(|row| row.alert).collect();
         names.sort_unstable();
         names.dedup();
@@ -107,14 +129,22 @@ impl Report {
         let mut rows = self.alerts.clone();
         rows.sort_by_key(|row| row.fired);
         if !rows.is_empty() {
-            writeln!(output, "\n        {:<26} {:>8}  {:>8}  fault", "alert", "fired", "resolved")?;
+            writeln!(
+                output,
+                "\n        {:<26} {:>8}  {:>8}  fault",
+                "alert", "fired", "resolved"
+            )?;
         }
         for row in &rows {
             writeln!(output, "{}", row.line())?;
         }
         let seconds = self.began.elapsed().as_secs();
         let (passed, failed) = (self.passed, self.failed);
-        writeln!(output, "\n{passed} steps passed, {failed} failed, {} alerts proven, {seconds} s", self.proven())?;
+        writeln!(
+            output,
+            "\n{passed} steps passed, {failed} failed, {} alerts proven, {seconds} s",
+            self.proven()
+        )?;
         Ok(failed == 0)
     }
 }

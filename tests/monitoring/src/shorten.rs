@@ -85,7 +85,10 @@ impl Shortening {
         let mut shorter = parts.next().unwrap_or_default().to_owned();
         for part in parts {
             shorter.push('[');
-            match part.split_once(']').and_then(|(inside, after)| Some((parse(inside)?, after))) {
+            match part
+                .split_once(']')
+                .and_then(|(inside, after)| Some((parse(inside)?, after)))
+            {
                 Some((range, after)) => {
                     shorter.push_str(&text_of(self.divided(range).max(self.range_min)));
                     shorter.push(']');
@@ -135,7 +138,10 @@ impl Shortening {
 pub fn to_webhooks(text: &str, url: &str) -> String {
     let (before, receivers) = text.split_once("\nreceivers:\n").unwrap_or((text, ""));
     let mut rewritten = format!("{before}\nreceivers:\n");
-    for name in receivers.lines().filter_map(|line| line.trim().strip_prefix("- name: ")) {
+    for name in receivers
+        .lines()
+        .filter_map(|line| line.trim().strip_prefix("- name: "))
+    {
         rewritten.push_str(&format!(
             "  - name: {name}\n    webhook_configs:\n      - url: {url}/{name}\n        send_resolved: true\n"
         ));
@@ -160,8 +166,9 @@ fn parse(text: &str) -> Option<Duration> {
         let number: u64 = rest[..digits].parse().ok()?;
         rest = &rest[digits..];
         let (unit, worth) = UNITS.iter().find(|(unit, _)| {
-            rest.strip_prefix(unit)
-                .is_some_and(|after| after.is_empty() || after.starts_with(|next: char| next.is_ascii_digit()))
+            rest.strip_prefix(unit).is_some_and(|after| {
+                after.is_empty() || after.starts_with(|next: char| next.is_ascii_digit())
+            })
         })?;
         ms = ms.checked_add(number.checked_mul(*worth)?)?;
         rest = &rest[unit.len()..];
@@ -191,7 +198,10 @@ mod tests {
     #[test]
     fn ranges_and_offsets_shrink_and_text_does_not() {
         let cases = [
-            ("expr: rate(a_total[5m]) > 0.05", "expr: rate(a_total[10s]) > 0.05"),
+            (
+                "expr: rate(a_total[5m]) > 0.05",
+                "expr: rate(a_total[10s]) > 0.05",
+            ),
             // Never below what holds enough scrapes.
             ("expr: rate(a_total[1m])", "expr: rate(a_total[5s])"),
             (
@@ -204,7 +214,10 @@ mod tests {
             ),
             ("labels: {slo: ingest}", "labels: {slo: ingest}"),
             ("matchers: [alertname]", "matchers: [alertname]"),
-            ("# the last [5m] are what matters", "# the last [5m] are what matters"),
+            (
+                "# the last [5m] are what matters",
+                "# the last [5m] are what matters",
+            ),
             ("rate(a[1m]) + rate(b[10m])", "rate(a[5s]) + rate(b[20s])"),
         ];
         for (long, short) in cases {
@@ -232,12 +245,22 @@ mod tests {
             let short = BY_THIRTY.rules(&long);
             let without_digits = |text: &str| {
                 let words = text.split(|next: char| !next.is_ascii_alphabetic() && next != '_');
-                words.filter(|word| word.len() > 3).map(str::to_owned).collect::<Vec<_>>()
+                words
+                    .filter(|word| word.len() > 3)
+                    .map(str::to_owned)
+                    .collect::<Vec<_>>()
             };
             assert_eq!(without_digits(&long), without_digits(&short), "{name}");
-            assert_eq!(long.matches('[').count(), short.matches('[').count(), "{name}");
+            assert_eq!(
+                long.matches('[').count(),
+                short.matches('[').count(),
+                "{name}"
+            );
             for left in ["[5m]", "[10m]", "[1h]", "offset 12h", "for: 5m"] {
-                assert!(!short.lines().any(|line| line.contains(left)), "{name}: {left}");
+                assert!(
+                    !short.lines().any(|line| line.contains(left)),
+                    "{name}: {left}"
+                );
             }
         }
     }
@@ -255,9 +278,18 @@ mod tests {
         assert!(routes.contains("  group_wait: 1s\n"), "{routes}");
         assert!(routes.contains("repeat_interval: 288s\n"), "{routes}");
         assert!(routes.contains("group_interval: 0s\n"), "{routes}");
-        assert!(!routes.contains("slack") && !routes.contains("example.com"), "{routes}");
-        assert!(routes.contains("- url: http://127.0.0.1:1/x/page\n"), "{routes}");
-        assert!(routes.contains("- url: http://127.0.0.1:1/x/mail\n"), "{routes}");
+        assert!(
+            !routes.contains("slack") && !routes.contains("example.com"),
+            "{routes}"
+        );
+        assert!(
+            routes.contains("- url: http://127.0.0.1:1/x/page\n"),
+            "{routes}"
+        );
+        assert!(
+            routes.contains("- url: http://127.0.0.1:1/x/mail\n"),
+            "{routes}"
+        );
     }
 
     #[test]
@@ -265,7 +297,13 @@ mod tests {
         for text in ["", "5", "m", "5x", "alertname", "-5m", "5m3"] {
             assert_eq!(parse(text), None, "{text}");
         }
-        assert_eq!(parse("1d2h3m4s5ms"), Some(Duration::from_millis(93_784_005)));
-        assert_eq!(parse(&text_of(Duration::from_millis(1500))), Some(Duration::from_millis(1500)));
+        assert_eq!(
+            parse("1d2h3m4s5ms"),
+            Some(Duration::from_millis(93_784_005))
+        );
+        assert_eq!(
+            parse(&text_of(Duration::from_millis(1500))),
+            Some(Duration::from_millis(1500))
+        );
     }
 }

@@ -1,6 +1,10 @@
-//! Records that are none, and a consumer that is held: dead letters, lag, and events that become queryable too late.
+//! Records that are none, a greedy client, and a consumer that is held: dead letters, refusals, lag, and events that become
+//! queryable too late.
 
-use std::time::Duration;
+use std::{
+    net::{IpAddr, Ipv4Addr},
+    time::Duration,
+};
 
 use serde_json::json;
 use streamgauge_kafka::{Publisher, PublisherConfig, Record};
@@ -9,7 +13,7 @@ use streamgauge_tests::system::System;
 use crate::{
     bench::{Bench, Watch},
     failure::{Failure, Outcome},
-    faults::prove,
+    faults::{Found, clients::end, prove},
     inbox::Alert,
     load::{Load, Mix},
     report::AlertRow,
@@ -17,18 +21,32 @@ use crate::{
 
 /// Poisoned records; more than ten within an hour are told.
 const POISON: usize = 30;
+/// The client whose allowance is used up comes from here, so that nobody else is refused.
+const GREEDY: IpAddr = IpAddr::V4(Ipv4Addr::new(127, 0, 0, 2));
 /// Longest wait for a figure to show in Prometheus.
 const SHOWN: Duration = Duration::from_secs(60);
 
 /// Runs the group.
-pub async fn run() -> Outcome<Vec<AlertRow>> {
-    let system = System::start(&[]).await;
+pub async fn run() -> Outcome<Found> {
+    let system = System::start(&[
+        "producer.rate_limit.per_second=200",
+        "producer.rate_limit.burst=200",
+    ])
+    .await;
     let bench = Bench::beside(system).await?;
     let (system, watch) = (&bench.system, bench.watch());
     let _usual = Load::start(system, "usual", Mix::USUAL)?;
-    watch.prometheus.until("job:event_end_to_end_seconds:p99_5m", SHOWN).await?;
+    watch
+        .prometheus
+        .until("job:event_end_to_end_seconds:p99_5m", SHOWN)
+        .await?;
 
-    let (poisoned, garbled, held) = futures::join!(
+    let greedy = Mix {
+        duplicates: 2000,
+        from: Some(GREEDY),
+        ..Mix::default()
+    };
+    let (poisoned, garbled, limited, held) = futures::join!(
         prove(
             &watch,
             "records that are no events are written to the topic",
@@ -43,40 +61,57 @@ pub async fn run() -> Outcome<Vec<AlertRow>> {
             async || write(system, system.metrics_topic(), 1).await,
             nothing,
         ),
+        prove(
+            &watch,
+            "a client sends ten times its allowance",
+            [Alert::named("RateLimitingHeavy")],
+            async || Load::start(system, "greedy", greedy),
+            end,
+        ),
         hold(system, &watch),
     );
-    Ok([poisoned, garbled, held].concat())
+    Ok([poisoned, garbled, limited, held].concat().into())
 }
 
 async fn hold(system: &System, watch: &Watch) -> Vec<AlertRow> {
+    // What had waited is counted at last, and late by as much: the promise is broken when the consumer goes on.
     let mut rows = prove(
         watch,
-        "the consumer is paused",
-        [
-            Alert::named("ConsumerStopped"),
-            Alert::with("ConsumerFallingBehind", &[("severity", "warning")]),
-        ],
+        "the consumer is paused for 20 s and goes on",
+        [Alert::with("FreshnessSLOBurn", &[("severity", "critical")])],
         async || {
-            // What was poisoned before must be read before, or it is told too late.
-            watch.prometheus.until("sum(dlq_events_total) >= 30", SHOWN).await?;
-            watch.prometheus.until("sum(delta_batches_total{verdict=\"undecodable\"}) > 0", SHOWN).await?;
-            ask(system, "pause").await
+            // What was poisoned must be read before, or it is told too late.
+            watch
+                .prometheus
+                .until("sum(dlq_events_total) >= 30", SHOWN)
+                .await?;
+            watch
+                .prometheus
+                .until(
+                    "sum(delta_batches_total{verdict=\"undecodable\"}) > 0",
+                    SHOWN,
+                )
+                .await?;
+            ask(system, "pause").await?;
+            watch
+                .prometheus
+                .until("group_topic:kafka_consumer_lag_seconds:max > 20", SHOWN)
+                .await?;
+            ask(system, "resume").await
         },
-        async |()| ask(system, "resume").await,
+        nothing,
     )
     .await;
-    // What had waited is counted now, and late by as much: the promise is broken at the moment in which it goes on.
     rows.extend(
         prove(
             watch,
-            "the consumer was paused, and goes on",
-            [Alert::with("FreshnessSLOBurn", &[("severity", "critical")])],
-            async || {
-                ask(system, "pause").await?;
-                watch.prometheus.until("group_topic:kafka_consumer_lag_seconds:max > 5", SHOWN).await?;
-                ask(system, "resume").await
-            },
-            nothing,
+            "the consumer is paused",
+            [
+                Alert::named("ConsumerStopped"),
+                Alert::with("ConsumerFallingBehind", &[("severity", "warning")]),
+            ],
+            async || ask(system, "pause").await,
+            async |()| ask(system, "resume").await,
         )
         .await,
     );
@@ -99,8 +134,10 @@ pub async fn ask(system: &System, what: &str) -> Outcome<()> {
 }
 
 async fn write(system: &System, topic: &str, count: usize) -> Outcome<()> {
-    let refused = |error: &dyn std::fmt::Display| Failure::Unmet(format!("writing to {topic}: {error}"));
-    let publisher = Publisher::new(&system.kafka(), &PublisherConfig::default(), None).map_err(|error| refused(&error))?;
+    let refused =
+        |error: &dyn std::fmt::Display| Failure::Unmet(format!("writing to {topic}: {error}"));
+    let publisher = Publisher::new(&system.kafka(), &PublisherConfig::default(), None)
+        .map_err(|error| refused(&error))?;
     for _ in 0..count {
         let record = Record {
             topic,
@@ -110,7 +147,10 @@ async fn write(system: &System, topic: &str, count: usize) -> Outcome<()> {
             timestamp_ms: None,
             headers: &[],
         };
-        publisher.send(record).await.map_err(|error| refused(&error))?;
+        publisher
+            .send(record)
+            .await
+            .map_err(|error| refused(&error))?;
     }
     Ok(())
 }

@@ -13,6 +13,24 @@ pub mod monitoring;
 pub mod processes;
 pub mod store;
 
+/// What a group found out.
+#[derive(Default)]
+pub struct Found {
+    /// What became of its alerts.
+    pub alerts: Vec<AlertRow>,
+    /// What else it looked at, by name.
+    pub steps: Vec<(&'static str, Outcome)>,
+}
+
+impl From<Vec<AlertRow>> for Found {
+    fn from(alerts: Vec<AlertRow>) -> Self {
+        Self {
+            alerts,
+            steps: Vec::new(),
+        }
+    }
+}
+
 /// Longest wait for a notification. The longest `for:` with its window is 75 seconds here (45 minutes in the rules).
 const FIRE_DEADLINE: Duration = Duration::from_secs(120);
 /// Longest wait for the end of an alert: windows of an hour are two minutes here.
@@ -27,7 +45,10 @@ pub async fn prove<Held, const N: usize>(
     heal: impl AsyncFnOnce(Held) -> Outcome<()>,
 ) -> Vec<AlertRow> {
     let mut rows: Vec<_> = alerts.iter().map(|alert| row(alert, fault)).collect();
-    let before: Vec<_> = alerts.iter().map(|alert| watch.inbox.active(*alert)).collect();
+    let before: Vec<_> = alerts
+        .iter()
+        .map(|alert| watch.inbox.active(*alert))
+        .collect();
     let began = Instant::now();
     let held = match strike().await {
         Ok(held) => held,
@@ -38,7 +59,10 @@ pub async fn prove<Held, const N: usize>(
             row.problem = Some(format!("fired before the fault: {before:?}"));
             continue;
         }
-        row.fired = watch.inbox.fired(alert, began, FIRE_DEADLINE.saturating_sub(began.elapsed())).await;
+        row.fired = watch
+            .inbox
+            .fired(alert, began, FIRE_DEADLINE.saturating_sub(began.elapsed()))
+            .await;
         if row.fired.is_none() {
             let state = watch.prometheus.state(alert.name).await;
             row.problem = Some(format!("not heard of within {FIRE_DEADLINE:?}; {state}"));
@@ -48,7 +72,11 @@ pub async fn prove<Held, const N: usize>(
     if let Err(failure) = heal(held).await {
         return failed(rows, &format!("the fault could not be ended: {failure}"));
     }
-    for (row, alert) in rows.iter_mut().zip(alerts).filter(|(row, _)| row.problem.is_none()) {
+    for (row, alert) in rows
+        .iter_mut()
+        .zip(alerts)
+        .filter(|(row, _)| row.problem.is_none())
+    {
         let left = RESOLVE_DEADLINE.saturating_sub(healed.elapsed());
         row.resolved = watch.inbox.resolved(alert, healed, left).await;
         if row.resolved.is_none() {

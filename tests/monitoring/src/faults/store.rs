@@ -11,17 +11,16 @@ use tokio::{
 use crate::{
     bench::Bench,
     failure::{Failure, Outcome},
-    faults::prove,
+    faults::{Found, prove},
     inbox::Alert,
     load::{Load, Mix},
-    report::AlertRow,
 };
 
 /// Longest wait for a figure to show in Prometheus.
 const SHOWN: Duration = Duration::from_secs(60);
 
 /// Runs the group.
-pub async fn run() -> Outcome<Vec<AlertRow>> {
+pub async fn run() -> Outcome<Found> {
     let system = System::start(&[
         "analytics.store.operation_timeout_ms=2000",
         "analytics.store.bulk_timeout_ms=2000",
@@ -33,8 +32,17 @@ pub async fn run() -> Outcome<Vec<AlertRow>> {
     let bench = Bench::beside(system).await?;
     let (system, watch) = (&bench.system, bench.watch());
     let _usual = Load::start(system, "usual", Mix::USUAL)?;
-    watch.prometheus.until("job:event_end_to_end_seconds:p99_5m", SHOWN).await?;
-    watch.prometheus.until("sum(event_processing_duration_seconds_count{stage=\"checkpoint\"}) > 0", SHOWN).await?;
+    watch
+        .prometheus
+        .until("job:event_end_to_end_seconds:p99_5m", SHOWN)
+        .await?;
+    watch
+        .prometheus
+        .until(
+            "sum(event_processing_duration_seconds_count{stage=\"checkpoint\"}) > 0",
+            SHOWN,
+        )
+        .await?;
     let files = databases(system)?;
 
     let mut rows = prove(
@@ -51,7 +59,6 @@ pub async fn run() -> Outcome<Vec<AlertRow>> {
             "another program holds the database's lock",
             [
                 Alert::named("DatabaseErrors"),
-                Alert::with("CircuitBreakerOpen", &[("job", "streamgauge-analytics")]),
                 Alert::named("CheckpointStalled"),
             ],
             async || lock(&files).await,
@@ -59,7 +66,7 @@ pub async fn run() -> Outcome<Vec<AlertRow>> {
         )
         .await,
     );
-    Ok(rows)
+    Ok(rows.into())
 }
 
 /// The files of the store, that of the rows among them.
@@ -67,10 +74,15 @@ fn databases(system: &System) -> Outcome<Vec<PathBuf>> {
     let folder = system.folder().join("data");
     let entries = std::fs::read_dir(&folder).map_err(Failure::io(folder.display().to_string()))?;
     let files = entries.filter_map(|entry| Some(entry.ok()?.path()));
-    let mut files: Vec<_> = files.filter(|path| path.extension().is_some_and(|kind| kind == "db")).collect();
+    let mut files: Vec<_> = files
+        .filter(|path| path.extension().is_some_and(|kind| kind == "db"))
+        .collect();
     files.sort();
     if files.is_empty() {
-        return Err(Failure::Unmet(format!("no database in {}", folder.display())));
+        return Err(Failure::Unmet(format!(
+            "no database in {}",
+            folder.display()
+        )));
     }
     Ok(files)
 }
@@ -83,10 +95,19 @@ async fn tamper(files: &[PathBuf], more: i64) -> Outcome<()> {
     );
     for file in files {
         let mut child = sqlite(file)?;
-        let mut input = child.stdin.take().ok_or_else(|| Failure::Unmet(String::from("sqlite3 takes no input")))?;
-        input.write_all(sql.as_bytes()).await.map_err(Failure::io("sqlite3"))?;
+        let mut input = child
+            .stdin
+            .take()
+            .ok_or_else(|| Failure::Unmet(String::from("sqlite3 takes no input")))?;
+        input
+            .write_all(sql.as_bytes())
+            .await
+            .map_err(Failure::io("sqlite3"))?;
         drop(input);
-        let output = child.wait_with_output().await.map_err(Failure::io("sqlite3"))?;
+        let output = child
+            .wait_with_output()
+            .await
+            .map_err(Failure::io("sqlite3"))?;
         let errors = String::from_utf8_lossy(&output.stderr);
         // Only one of the files has that table.
         if !errors.is_empty() && !errors.contains("no such table") {
@@ -101,7 +122,10 @@ async fn lock(files: &[PathBuf]) -> Outcome<Vec<Child>> {
     let mut held = Vec::new();
     for file in files {
         let mut child = sqlite(file)?;
-        let input = child.stdin.as_mut().ok_or_else(|| Failure::Unmet(String::from("sqlite3 takes no input")))?;
+        let input = child
+            .stdin
+            .as_mut()
+            .ok_or_else(|| Failure::Unmet(String::from("sqlite3 takes no input")))?;
         let sql = b".timeout 5000\nBEGIN IMMEDIATE;\n";
         input.write_all(sql).await.map_err(Failure::io("sqlite3"))?;
         held.push(child);
@@ -119,6 +143,13 @@ async fn release(held: Vec<Child>) -> Outcome<()> {
 
 fn sqlite(file: &PathBuf) -> Outcome<Child> {
     let mut command = Command::new("sqlite3");
-    command.arg(file).stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::piped());
-    command.kill_on_drop(true).spawn().map_err(Failure::io("sqlite3"))
+    command
+        .arg(file)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::null())
+        .stderr(Stdio::piped());
+    command
+        .kill_on_drop(true)
+        .spawn()
+        .map_err(Failure::io("sqlite3"))
 }

@@ -1,0 +1,235 @@
+//! What monitoring costs: throughput and latency of submissions with metrics scraped and one trace in a hundred exported,
+//! against the same system with neither. Rounds of both alternate, since other work on the machine comes and goes; medians
+//! are compared.
+
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
+
+use serde_json::{Value, json};
+use streamgauge_tests::{collector::Collector, system::System};
+use tokio::{
+    task::JoinHandle,
+    time::{Instant, interval},
+};
+
+use crate::{
+    failure::{Failure, Outcome},
+    options::Options,
+};
+
+/// What it should cost at most.
+const AIM: f64 = 0.03;
+/// A ratio is only taken for a cost beyond this. Two rounds of one and the same system on a machine with two busy cores
+/// differ by this much and more, so that less would fail by chance; what a defect in the hot path costs, such as a lock
+/// or an export that is waited for, is a multiple of it.
+const NOISE_MIN: f64 = 0.25;
+/// Requests at once, and events in each.
+const CLIENTS: usize = 8;
+const BATCH: usize = 100;
+/// How often everything is scraped: ten times as often as the repository's configuration does.
+const SCRAPE: Duration = Duration::from_secs(1);
+/// Time for one answer.
+const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
+/// Before the first round is measured.
+const WARM_UP: Duration = Duration::from_secs(2);
+
+/// One round of one system.
+#[derive(Clone, Copy)]
+struct Round {
+    events_per_second: f64,
+    p99_ms: f64,
+}
+
+/// Runs the part.
+pub async fn run(options: &Options) -> Outcome {
+    let collector = Collector::start().await;
+    let traced = format!("each.telemetry.otlp_endpoint={}", collector.endpoint());
+    let with = System::start(&[&traced, "each.telemetry.sample_ratio=0.01"]).await;
+    let without = System::start(&["each.telemetry.sample_ratio=0"]).await;
+    let ids = Arc::new(AtomicU64::new(0));
+    let length = Duration::from_secs(options.cost_seconds.max(1));
+    for system in [&with, &without] {
+        measure(system, &ids, WARM_UP).await?;
+    }
+    let (mut on, mut off) = (Vec::new(), Vec::new());
+    for round in 0..options.cost_rounds.max(1) {
+        // Whoever goes first in one round goes second in the next.
+        for step in 0..2 {
+            if (round + step) % 2 == 0 {
+                let scraper = Scraper::start(&with);
+                on.push(measure(&with, &ids, length).await?);
+                drop(scraper);
+            } else {
+                off.push(measure(&without, &ids, length).await?);
+            }
+        }
+    }
+    judge(&on, &off)
+}
+
+fn judge(on: &[Round], off: &[Round]) -> Outcome {
+    let throughput =
+        |rounds: &[Round]| median(rounds.iter().map(|round| round.events_per_second).collect());
+    let latency = |rounds: &[Round]| median(rounds.iter().map(|round| round.p99_ms).collect());
+    let slower = 1.0 - throughput(on) / throughput(off);
+    let later = latency(on) / latency(off) - 1.0;
+    // How far the rounds of the system without monitoring lie apart by themselves.
+    let spread = |value: fn(&Round) -> f64| {
+        let mut values: Vec<_> = off.iter().map(value).collect();
+        values.sort_by(f64::total_cmp);
+        let quarter = values.len() / 4;
+        (values[values.len() - 1 - quarter] - values[quarter]) / median(values)
+    };
+    let noise = [
+        spread(|round| round.events_per_second),
+        spread(|round| round.p99_ms),
+    ];
+    let text = format!(
+        "throughput {:.0} against {:.0} events/s ({:+.1}%), p99 {:.1} against {:.1} ms ({:+.1}%); aim {:.0}%; medians of {} \
+         rounds each, half of which lie within {:.0}% and {:.0}% of each other without monitoring",
+        throughput(on),
+        throughput(off),
+        -100.0 * slower,
+        latency(on),
+        latency(off),
+        100.0 * later,
+        100.0 * AIM,
+        off.len(),
+        100.0 * noise[0],
+        100.0 * noise[1],
+    );
+    let beyond = |cost: f64, noise: f64| cost > NOISE_MIN.max(2.0 * noise);
+    if beyond(slower, noise[0]) || beyond(later, noise[1]) {
+        return Err(Failure::Unmet(format!(
+            "dearer than noise explains: {text}"
+        )));
+    }
+    Ok(text)
+}
+
+fn median(mut values: Vec<f64>) -> f64 {
+    values.sort_by(f64::total_cmp);
+    let middle = values.len() / 2;
+    match values.len() {
+        0 => f64::NAN,
+        count if count % 2 == 1 => values[middle],
+        _ => f64::midpoint(values[middle - 1], values[middle]),
+    }
+}
+
+/// Submits from several clients for so long, each sending its next batch when the one before is answered.
+async fn measure(system: &System, ids: &Arc<AtomicU64>, length: Duration) -> Outcome<Round> {
+    let url = format!("{}/v1/events", system.producer());
+    let http = reqwest::Client::builder().timeout(REQUEST_TIMEOUT).build();
+    let http = http.map_err(Failure::http("a client"))?;
+    let began = Instant::now();
+    let clients = (0..CLIENTS).map(|_| {
+        let (http, url, ids) = (http.clone(), url.clone(), ids.clone());
+        tokio::spawn(async move {
+            let mut latencies_ms = Vec::new();
+            while began.elapsed() < length {
+                let batch = batch(&ids);
+                let sent = Instant::now();
+                let answer = http
+                    .post(&url)
+                    .json(&batch)
+                    .send()
+                    .await?
+                    .error_for_status()?;
+                answer.bytes().await?;
+                latencies_ms.push(sent.elapsed().as_secs_f64() * 1000.0);
+            }
+            Ok::<_, reqwest::Error>(latencies_ms)
+        })
+    });
+    let mut latencies_ms = Vec::new();
+    for client in futures::future::join_all(clients).await {
+        let client = client.map_err(|error| Failure::Unmet(format!("a client: {error}")))?;
+        latencies_ms.extend(client.map_err(Failure::http("the producer"))?);
+    }
+    let seconds = began.elapsed().as_secs_f64();
+    latencies_ms.sort_by(f64::total_cmp);
+    let p99_ms = latencies_ms.get(latencies_ms.len() * 99 / 100).copied();
+    Ok(Round {
+        events_per_second: (latencies_ms.len() * BATCH) as f64 / seconds,
+        p99_ms: p99_ms.unwrap_or(f64::NAN),
+    })
+}
+
+fn batch(ids: &AtomicU64) -> Vec<Value> {
+    let first = ids.fetch_add(BATCH as u64, Ordering::Relaxed);
+    let events = (first..first + BATCH as u64).map(|number| {
+        json!({
+            "event_id": format!("cost-{number}"),
+            "user_id": format!("user-{}", number % 1000),
+            "event_type": "click",
+            "page_url": format!("/page/{}", number % 20),
+            "value": 1.5,
+        })
+    });
+    events.collect()
+}
+
+/// Reads all three `/metrics` as a Prometheus would, until it is dropped.
+struct Scraper(JoinHandle<()>);
+
+impl Drop for Scraper {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}
+
+impl Scraper {
+    fn start(system: &System) -> Self {
+        let urls = [system.producer(), system.consumer(), system.analytics()];
+        Self(tokio::spawn(async move {
+            let http = reqwest::Client::new();
+            let mut moments = interval(SCRAPE);
+            loop {
+                moments.tick().await;
+                for url in &urls {
+                    let request = http.get(format!("{url}/metrics"));
+                    let request =
+                        request.header("Accept", "application/openmetrics-text; version=1.0.0");
+                    if let Ok(answer) = request.send().await {
+                        let _ = answer.bytes().await;
+                    }
+                }
+            }
+        }))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn rounds(values: [f64; 4]) -> Vec<Round> {
+        let round = |value| Round {
+            events_per_second: value,
+            p99_ms: 10_000.0 / value,
+        };
+        values.into_iter().map(round).collect()
+    }
+
+    #[test]
+    fn a_cost_beyond_the_noise_fails_and_one_within_it_does_not() {
+        let off = rounds([1000.0, 1010.0, 990.0, 1000.0]);
+        assert!(judge(&rounds([980.0, 990.0, 970.0, 980.0]), &off).is_ok());
+        assert!(judge(&rounds([500.0, 510.0, 490.0, 500.0]), &off).is_err());
+        // The same loss, where the rounds without monitoring lie as far apart by themselves.
+        let noisy = rounds([500.0, 1500.0, 400.0, 1600.0]);
+        assert!(judge(&rounds([700.0, 710.0, 690.0, 700.0]), &noisy).is_ok());
+    }
+
+    #[test]
+    fn medians_are_the_middle() {
+        assert_eq!(median(vec![3.0, 1.0, 2.0]), 2.0);
+        assert_eq!(median(vec![4.0, 1.0, 2.0, 3.0]), 2.5);
+    }
+}
