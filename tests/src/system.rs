@@ -113,6 +113,7 @@ pub struct System {
     client: reqwest::Client,
     brokers: String,
     topics: Topics,
+    database: Option<String>,
 }
 
 impl System {
@@ -144,11 +145,13 @@ impl System {
                 })
                 .into(),
         };
-        let brokers = match environment {
-            Environment::Embedded => local(ports.broker),
-            Environment::Stack { brokers, .. } => brokers,
+        let (brokers, database) = match environment {
+            Environment::Embedded => (local(ports.broker), None),
+            Environment::Stack { brokers, database } => (brokers, Some(database)),
         };
-        Self::over(processes, ports, folder, brokers, topics).await
+        let mut system = Self::over(processes, ports, folder, brokers, topics).await;
+        system.database = database;
+        system
     }
 
     /// As [`System::start`], on the embedded log and SQLite, with a process for the log and one for each service, so
@@ -200,6 +203,7 @@ impl System {
             client,
             brokers,
             topics,
+            database: None,
         };
         system.ready().await;
         system
@@ -248,6 +252,11 @@ impl System {
             brokers: self.brokers.clone(),
             ..KafkaConfig::default()
         }
+    }
+
+    /// Its PostgreSQL; none where it keeps its figures in SQLite.
+    pub fn database_url(&self) -> Option<&str> {
+        self.database.as_deref()
     }
 
     /// The topic that carries this system's events.

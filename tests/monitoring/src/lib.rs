@@ -15,4 +15,5 @@ pub mod options;
 pub mod prometheus;
 pub mod report;
 pub mod shorten;
+pub mod story;
 pub mod traces;

@@ -61,7 +61,10 @@ pub async fn run() -> Outcome<Live> {
 
     let mut steps = vec![
         ("promtool, amtool and the format of /metrics", tools),
-        ("every panel's query", panels(watch.prometheus.url()).await),
+        (
+            "every panel's query",
+            panels(system, watch.prometheus.url()).await,
+        ),
         (
             "the trace of one event",
             traces::of_one_event(system, &traces).await,
@@ -122,8 +125,10 @@ async fn tools(system: &System) -> Outcome {
     Ok(format!("{checks} checks"))
 }
 
-async fn panels(prometheus: &str) -> Outcome {
-    let variables = [("PROMETHEUS_URL", prometheus), ("REQUIRE_EXEMPLARS", "1")];
+/// With a PostgreSQL, a system's own or the one that `POSTGRES_URL` names, the panels in SQL are asked as well.
+async fn panels(system: &System, prometheus: &str) -> Outcome {
+    let mut variables = vec![("PROMETHEUS_URL", prometheus), ("REQUIRE_EXEMPLARS", "1")];
+    variables.extend(system.database_url().map(|url| ("POSTGRES_URL", url)));
     let output = script("scripts/check-dashboards", &[], &variables).await?;
     let said: Vec<_> = output
         .lines()

@@ -95,6 +95,28 @@ impl Traces {
         }
     }
 
+    /// The names of a trace's spans, once one of them is there.
+    pub async fn names(&self, id: &str, awaited: &str) -> Outcome<Vec<String>> {
+        let end = Instant::now() + COLLECTED;
+        loop {
+            let names: Vec<_> = self
+                .trace(id)
+                .await?
+                .into_iter()
+                .map(|span| span.name)
+                .collect();
+            if names.iter().any(|name| name == awaited) {
+                return Ok(names);
+            }
+            if Instant::now() > end {
+                return Err(Failure::Unmet(format!(
+                    "trace {id} has no span {awaited}: {names:?}"
+                )));
+            }
+            tokio::time::sleep(POLL).await;
+        }
+    }
+
     async fn trace(&self, id: &str) -> Outcome<Vec<Span>> {
         match self {
             Self::Collector(collector) => Ok(collector.trace(id)),
@@ -139,10 +161,9 @@ fn of_jaeger(id: &str, trace: &Value) -> Vec<Span> {
     spans.collect()
 }
 
-/// Sends one event and follows the trace that its answer names.
-pub async fn of_one_event(system: &System, traces: &Traces) -> Outcome {
+/// Sends one event, with a caller's own trace that is sampled; returns the trace that the answer names.
+pub async fn submit_traced(system: &System) -> Outcome {
     let request = reqwest::Client::new().post(format!("{}/v1/events", system.producer()));
-    // A caller's own trace; its sampling is honoured whatever the service's ratio is.
     let caller = format!("00-{:032x}-00f067aa0ba902b7-01", crate::load::now_us());
     let event = json!({ "user_id": "traced", "event_type": "click", "page_url": "/traced" });
     let answer = request
@@ -154,21 +175,29 @@ pub async fn of_one_event(system: &System, traces: &Traces) -> Outcome {
     let id = answer
         .headers()
         .get("x-trace-id")
-        .and_then(|id| id.to_str().ok())
-        .map(str::to_owned);
-    let id = id.ok_or_else(|| Failure::Unmet(String::from("the answer names no trace")))?;
+        .and_then(|id| id.to_str().ok());
+    let id = id.map(str::to_owned);
+    id.ok_or_else(|| Failure::Unmet(String::from("the answer names no trace")))
+}
+
+/// Sends one event and follows the trace that its answer names.
+pub async fn of_one_event(system: &System, traces: &Traces) -> Outcome {
+    let id = submit_traced(system).await?;
     let began = Instant::now();
+    let text = whole(system, traces, &id).await?;
+    let seconds = began.elapsed().as_secs_f64();
+    Ok(format!(
+        "{id}, whole after {seconds:.1} s in {}: {text}",
+        traces.name()
+    ))
+}
+
+/// Waits until a trace leads through all services.
+pub async fn whole(system: &System, traces: &Traces, id: &str) -> Outcome {
+    let end = Instant::now() + COLLECTED;
     loop {
-        let spans = traces.trace(&id).await?;
-        let way = way(&spans, system);
-        if let Ok(text) = way {
-            let seconds = began.elapsed().as_secs_f64();
-            return Ok(format!(
-                "{id}, whole after {seconds:.1} s in {}: {text}",
-                traces.name()
-            ));
-        }
-        if began.elapsed() > COLLECTED {
+        let way = way(&traces.trace(id).await?, system);
+        if way.is_ok() || Instant::now() > end {
             return way;
         }
         tokio::time::sleep(POLL).await;

@@ -17,6 +17,8 @@ use crate::{
     inbox::Alert,
     load::{Load, Mix},
     report::AlertRow,
+    story,
+    traces::Traces,
 };
 
 /// Poisoned records; more than ten within an hour are told.
@@ -28,9 +30,11 @@ const SHOWN: Duration = Duration::from_secs(60);
 
 /// Runs the group.
 pub async fn run() -> Outcome<Found> {
+    let traces = Traces::start().await;
     let system = System::start(&[
         "producer.rate_limit.per_second=200",
         "producer.rate_limit.burst=200",
+        &format!("each.telemetry.otlp_endpoint={}", traces.endpoint()),
     ])
     .await;
     let bench = Bench::beside(system).await?;
@@ -68,12 +72,17 @@ pub async fn run() -> Outcome<Found> {
             async || Load::start(system, "greedy", greedy),
             end,
         ),
-        hold(system, &watch),
+        hold(system, &watch, &traces),
     );
-    Ok([poisoned, garbled, limited, held].concat().into())
+    let (held, story) = held;
+    Ok(Found {
+        alerts: [poisoned, garbled, limited, held].concat(),
+        steps: vec![("from the alert to the cause", story)],
+    })
 }
 
-async fn hold(system: &System, watch: &Watch) -> Vec<AlertRow> {
+async fn hold(system: &System, watch: &Watch, traces: &Traces) -> (Vec<AlertRow>, Outcome) {
+    let mut told = Err(Failure::Unmet(String::from("not looked at")));
     // What had waited is counted at last, and late by as much: the promise is broken when the consumer goes on.
     let mut rows = prove(
         watch,
@@ -111,11 +120,14 @@ async fn hold(system: &System, watch: &Watch) -> Vec<AlertRow> {
                 Alert::with("ConsumerFallingBehind", &[("severity", "warning")]),
             ],
             async || ask(system, "pause").await,
-            async |()| ask(system, "resume").await,
+            async |()| {
+                told = story::look(system, watch, traces).await;
+                ask(system, "resume").await
+            },
         )
         .await,
     );
-    rows
+    (rows, story::end(told, system, traces).await)
 }
 
 async fn nothing((): ()) -> Outcome<()> {
