@@ -125,7 +125,11 @@ fn metrics(expr: &str) -> BTreeSet<String> {
         } else if is_name(next) {
             let end = rest.find(|next| !is_name(next)).unwrap_or(rest.len());
             let (word, after) = rest.split_at(end);
-            let is_call = after.trim_start().starts_with('(');
+            let follows = after.trim_start();
+            // `sum by (job) (…)` is a call as well.
+            let is_call = ["(", "by ", "without "]
+                .iter()
+                .any(|next| follows.starts_with(next));
             labels_follow = WORDS.contains(&word) && is_call;
             let is_number = word.starts_with(|first: char| first.is_ascii_digit());
             if !is_call && !is_number && !WORDS.contains(&word) && !word.contains(':') {

@@ -22,9 +22,9 @@ const SILENCE: Duration = Duration::from_secs(60);
 /// Heartbeats that must arrive before they are stopped.
 const HEARTBEATS: usize = 5;
 const WATCHDOG: Alert = Alert::named("Watchdog");
-/// A rule that can be read and not evaluated: its two sides have several series a job.
+/// A rule that can be read and not evaluated: its right side has several series.
 const BROKEN_RULE: &str = "groups:\n  - name: broken\n    rules:\n      - record: broken:value\n        \
-                           expr: kafka_consumer_lag + on (job) kafka_consumer_lag\n";
+                           expr: up + on () up\n";
 
 /// Runs the group; besides its alerts, it says who heard of a page when, and what the dead man's switch did.
 pub async fn run() -> Outcome<Found> {
@@ -167,8 +167,9 @@ async fn break_configuration(prometheus: &Prometheus) -> Outcome<String> {
 fn without_targets(text: &str, services: [&str; 2]) -> String {
     let mut lost = false;
     let lines = text.lines().map(|line| {
-        if let Some(job) = line.trim().strip_prefix("- job_name: streamgauge-") {
-            lost = services.contains(&job);
+        if let Some(job) = line.trim().strip_prefix("- job_name: ") {
+            let service = job.strip_prefix("streamgauge-");
+            lost = service.is_some_and(|service| services.contains(&service));
         }
         match line.split_once("- targets: ") {
             Some((indent, _)) if lost => format!("{indent}- targets: []\n"),
@@ -238,4 +239,25 @@ async fn dead_mans_switch(prometheus: &Prometheus, watch: &Watch) -> Outcome {
         silent.as_secs_f64(),
         back.as_secs_f64()
     ))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_the_named_jobs_lose_their_targets() {
+        let job = |name: &str| {
+            format!("  - job_name: {name}\n    static_configs:\n      - targets: [\"a:1\"]\n")
+        };
+        let all = ["streamgauge-producer", "streamgauge-consumer", "prometheus"]
+            .map(|name| job(name))
+            .concat();
+        let left = without_targets(&all, ["consumer", "analytics"]);
+        assert_eq!(
+            left,
+            all.replacen("[\"a:1\"]", "[]", 2)
+                .replacen("[]", "[\"a:1\"]", 1)
+        );
+    }
 }
