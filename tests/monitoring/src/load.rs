@@ -206,7 +206,7 @@ impl Doors {
         json!({
             "event_id": format!("{}-{number}", self.name),
             "user_id": format!("user-{}", number % USERS),
-            "event_type": if number % 3 == 0 { "click" } else { "page_view" },
+            "event_type": if number.is_multiple_of(3) { "click" } else { "page_view" },
             "page_url": format!("/page/{}", number % PAGES),
             "value": 1.5,
         })
@@ -266,7 +266,7 @@ impl Doors {
             to_us: now,
         });
         let mut client = self.queries.clone();
-        if tick % 2 == 0 {
+        if tick.is_multiple_of(2) {
             let request = SeriesRequest {
                 range,
                 step_s: 10,

@@ -178,7 +178,7 @@ fn parse(text: &str) -> Option<Duration> {
 
 fn text_of(duration: Duration) -> String {
     let ms = duration.as_millis();
-    if ms % 1000 == 0 {
+    if ms.is_multiple_of(1000) {
         format!("{}s", ms / 1000)
     } else {
         format!("{ms}ms")

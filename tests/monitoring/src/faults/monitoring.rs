@@ -247,11 +247,11 @@ mod tests {
 
     #[test]
     fn only_the_named_jobs_lose_their_targets() {
-        let job = |name: &str| {
+        let job = |name| {
             format!("  - job_name: {name}\n    static_configs:\n      - targets: [\"a:1\"]\n")
         };
         let all = ["streamgauge-producer", "streamgauge-consumer", "prometheus"]
-            .map(|name| job(name))
+            .map(job)
             .concat();
         let left = without_targets(&all, ["consumer", "analytics"]);
         assert_eq!(
