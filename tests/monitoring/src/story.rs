@@ -34,6 +34,8 @@ const PANELS: [(&str, &str, &str); 6] = [
         "Paused or resumed by hand",
     ),
 ];
+/// Series of a panel that are all 0 are counted when they are more than this.
+const SERIES_SHOWN: usize = 3;
 /// What Grafana would fill in, at one scrape a second.
 const RATE_INTERVAL: &str = "15s";
 
@@ -105,15 +107,20 @@ async fn panel(watch: &Watch, board: &str, job: &str, title: &str) -> Outcome {
     if queries.is_empty() {
         return Err(Failure::Unmet(format!("{board} has no panel \"{title}\"")));
     }
-    let mut said = Vec::new();
+    let (mut said, mut sum) = (Vec::new(), 0.0);
     for query in queries {
         for (labels, value) in watch.prometheus.query(&fill(&query, job)).await? {
+            sum += value.abs();
             let labels = labels.as_object().into_iter().flatten();
             let labels: Vec<_> = labels
                 .map(|(_, value)| value.as_str().unwrap_or_default())
                 .collect();
             said.push(format!("{} {value:.1}", labels.join(" ")).trim().to_owned());
         }
+    }
+    // Where nothing happened, how many series said so is enough.
+    if said.len() > SERIES_SHOWN && sum == 0.0 {
+        return Ok(format!("0 in all {} series", said.len()));
     }
     Ok(said.join(", "))
 }
