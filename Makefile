@@ -65,6 +65,10 @@ chaos-full: setup ## All faults at 1,000,000 events each
 chaos-mutations: setup ## Prove that the fault harness can fail: one protection switched off at a time
 	scripts/chaos mutations $(ARGS)
 
+.PHONY: test-monitoring
+test-monitoring: setup ## Prove rules, dashboards, traces and alerts on a live system with real Prometheus (ten minutes)
+	scripts/test-monitoring $(ARGS)
+
 .PHONY: bench
 bench: setup ## Measure side by side with Kafka's own tools, in one run (about ten minutes)
 	scripts/bench

@@ -29,6 +29,8 @@ pub struct Span {
     pub span_id: String,
     /// Hexadecimal; empty for a root.
     pub parent_id: String,
+    /// When it began, nanoseconds since the Unix epoch.
+    pub start_ns: u64,
     /// Attributes as text.
     pub attributes: Vec<(String, String)>,
 }
@@ -120,6 +122,7 @@ impl TraceService for Collector {
                     trace_id: hex(&span.trace_id),
                     span_id: hex(&span.span_id),
                     parent_id: hex(&span.parent_span_id),
+                    start_ns: span.start_time_unix_nano,
                     attributes: span
                         .attributes
                         .iter()

@@ -166,10 +166,12 @@ impl Drop for Process {
 /// The `streamgauge` binary of the profile that this test was built with.
 pub fn binary() -> PathBuf {
     let test = std::env::current_exe().expect("a test knows its path");
-    let profile = test
-        .parent()
-        .and_then(Path::parent)
-        .expect("tests lie in PROFILE/deps");
+    let folder = test.parent().expect("a file lies in a folder");
+    // Tests lie in PROFILE/deps; a harness is a binary and lies beside the one that it tests.
+    let profile = match folder.file_name() {
+        Some(name) if name == "deps" => folder.parent().expect("a profile has a folder"),
+        _ => folder,
+    };
     let binary = profile.join("streamgauge");
     assert!(
         binary.exists(),

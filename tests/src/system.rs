@@ -113,6 +113,7 @@ pub struct System {
     client: reqwest::Client,
     brokers: String,
     topics: Topics,
+    database: Option<String>,
 }
 
 impl System {
@@ -144,11 +145,13 @@ impl System {
                 })
                 .into(),
         };
-        let brokers = match environment {
-            Environment::Embedded => local(ports.broker),
-            Environment::Stack { brokers, .. } => brokers,
+        let (brokers, database) = match environment {
+            Environment::Embedded => (local(ports.broker), None),
+            Environment::Stack { brokers, database } => (brokers, Some(database)),
         };
-        Self::over(processes, ports, folder, brokers, topics).await
+        let mut system = Self::over(processes, ports, folder, brokers, topics).await;
+        system.database = database;
+        system
     }
 
     /// As [`System::start`], on the embedded log and SQLite, with a process for the log and one for each service, so
@@ -200,6 +203,7 @@ impl System {
             client,
             brokers,
             topics,
+            database: None,
         };
         system.ready().await;
         system
@@ -222,6 +226,16 @@ impl System {
         format!("http://127.0.0.1:{}", self.ports.analytics[0])
     }
 
+    /// The producer's gRPC endpoint.
+    pub fn producer_grpc(&self) -> String {
+        format!("http://127.0.0.1:{}", self.ports.producer[1])
+    }
+
+    /// The analytics service's gRPC endpoint.
+    pub fn analytics_grpc(&self) -> String {
+        format!("http://127.0.0.1:{}", self.ports.analytics[1])
+    }
+
     /// The consumer's base URL.
     pub fn consumer(&self) -> String {
         format!("http://127.0.0.1:{}", self.ports.consumer[0])
@@ -238,6 +252,11 @@ impl System {
             brokers: self.brokers.clone(),
             ..KafkaConfig::default()
         }
+    }
+
+    /// Its PostgreSQL; none where it keeps its figures in SQLite.
+    pub fn database_url(&self) -> Option<&str> {
+        self.database.as_deref()
     }
 
     /// The topic that carries this system's events.

@@ -1,6 +1,7 @@
 import { BREAKER, dashboard, q, quantileBy, quantiles, rate, row, sel, share, stat, states, timeseries, UP_OR_DOWN } from '../grafana.js';
 
-const inner = (metric: string): string => sel(metric, 'topic="analytics-events"', 'consumer');
+// The consumer tells the lag of one topic only, whatever that is called.
+const inner = (metric: string): string => sel(metric, '', 'consumer');
 const outer = (metric: string): string => sel(metric, '', 'analytics');
 
 export const kafka = dashboard({
