@@ -209,7 +209,14 @@ mod tests {
         let found = alerts(body).expect("alerts");
         let told: Vec<_> = found
             .iter()
-            .map(|alert| (alert.severity.as_str(), alert.name.as_str(), alert.service.as_str(), alert.summary.as_str()))
+            .map(|alert| {
+                (
+                    alert.severity.as_str(),
+                    alert.name.as_str(),
+                    alert.service.as_str(),
+                    alert.summary.as_str(),
+                )
+            })
             .collect();
         assert_eq!(
             told,

@@ -13,7 +13,7 @@ use super::{
     model::{AlertsView, Model},
     view::{
         self, View,
-        style::{Palette, Tone, columns, fit},
+        style::{Palette, Tone, columns, fit, labelled, wrap},
     },
     visits::History,
 };
@@ -26,21 +26,23 @@ const TAB_NAMES_FROM: usize = 52;
 /// Header, tabs and footer.
 const FRAME_ROWS: u16 = 3;
 
-const HELP: [&str; 13] = [
-    "q, Esc, Ctrl-C      quit",
-    "1 2 3 4             switch to a view",
-    "Tab, right; left    the next view; the one before",
-    "up, down            scroll by a line",
-    "PgUp, PgDn          scroll by a screen",
-    "Home, End           to the beginning, to the end",
-    "p                   pause and go on",
-    "?                   this help",
-    "",
-    "\"a second\", p50 and p99 are of the time between the last two",
-    "answers; \"all\" and totals are since the service started, the",
-    "ledger's since the log began. - is not known, or nothing passed.",
-    "A narrow screen leaves out columns; the views have them all.",
+/// Width of the keys in the help.
+const KEY_COLUMNS: usize = 20;
+
+const KEYS: [(&str, &str); 8] = [
+    ("q, Esc, Ctrl-C", "quit"),
+    ("1 2 3 4", "switch to a view"),
+    ("Tab, right; left", "the next view; the one before"),
+    ("up, down", "scroll by a line"),
+    ("PgUp, PgDn", "scroll by a screen"),
+    ("Home, End", "to the beginning, to the end"),
+    ("p", "pause and go on"),
+    ("?", "this help, and back"),
 ];
+
+const LEGEND: &str = "\"a second\", p50 and p99 are of the time between the last two answers; \
+    totals and \"all\" are since the service started, those of the ledger since the log began. \
+    - is not known, or nothing passed. What is too narrow for a column leaves it out.";
 
 /// What a key leads to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -57,8 +59,8 @@ pub struct App {
     palette: Palette,
     every: String,
     view: View,
-    /// How far each view is scrolled, in lines.
-    scrolled: [usize; View::ALL.len()],
+    /// How far each view and then the help is scrolled, in lines.
+    scrolled: [usize; View::ALL.len() + 1],
     /// Rows of the body when it was drawn last.
     page: usize,
     is_paused: bool,
@@ -72,7 +74,7 @@ impl App {
             palette,
             every,
             view: View::Overview,
-            scrolled: [0; View::ALL.len()],
+            scrolled: [0; View::ALL.len() + 1],
             page: 0,
             is_paused: false,
             helps: false,
@@ -118,8 +120,18 @@ impl App {
     }
 
     fn scroll(&mut self, to: impl Fn(usize, usize) -> usize) {
-        let at = &mut self.scrolled[self.view as usize];
-        *at = to(*at, self.page.max(1));
+        let page = self.page.max(1);
+        let at = self.scrolled_now();
+        *at = to(*at, page);
+    }
+
+    fn scrolled_now(&mut self) -> &mut usize {
+        let helps = View::ALL.len();
+        &mut self.scrolled[if self.helps {
+            helps
+        } else {
+            self.view as usize
+        }]
     }
 
     /// Draws all of it.
@@ -138,14 +150,14 @@ impl App {
         let rows = usize::from(area.height - FRAME_ROWS);
         self.page = rows;
         let lines = if self.helps {
-            HELP.iter().map(|text| self.palette.line(Tone::Plain, *text)).collect()
+            help(width, self.palette)
         } else {
             self.view.lines(model, history, width, self.palette)
         };
         let total = lines.len();
-        let at = &mut self.scrolled[self.view as usize];
+        let at = self.scrolled_now();
         *at = (*at).min(total.saturating_sub(rows));
-        let from = if self.helps { 0 } else { *at };
+        let from = *at;
         for (y, line) in (2..).zip(lines.into_iter().skip(from).take(rows)) {
             frame.render_widget(line, row(y));
         }
@@ -163,12 +175,20 @@ impl App {
         } else {
             format!("{time}, every {}", self.every)
         };
-        let name = if width < TAB_NAMES_FROM { "" } else { "streamgauge  " };
+        let name = if width < TAB_NAMES_FROM {
+            ""
+        } else {
+            "streamgauge  "
+        };
         let left = vec![
             self.palette.span(Tone::Title, name),
             self.palette.span(tone, verdict),
         ];
-        let right_tone = if self.is_paused { Tone::Look } else { Tone::Dim };
+        let right_tone = if self.is_paused {
+            Tone::Look
+        } else {
+            Tone::Dim
+        };
         self.apart(left, (right_tone, right), width)
     }
 
@@ -224,3 +244,18 @@ impl App {
         Line::from(left)
     }
 }
+
+fn help(width: usize, palette: Palette) -> Vec<Line<'static>> {
+    let key = |(key, does): &(&'static str, &str)| {
+        let label = (Tone::Title, *key, KEY_COLUMNS);
+        labelled(palette, label, (Tone::Plain, does), width)
+    };
+    let mut lines: Vec<Line> = KEYS.iter().flat_map(key).collect();
+    lines.push(Line::default());
+    let legend = wrap(LEGEND, width).into_iter();
+    lines.extend(legend.map(|text| palette.line(Tone::Plain, text)));
+    lines
+}
+
+#[cfg(test)]
+mod tests;

@@ -12,12 +12,13 @@ mod histogram;
 mod live;
 mod model;
 mod openmetrics;
-mod screen;
+pub mod screen;
 mod units;
 mod view;
 mod visits;
 
 use std::{
+    env,
     io::{self, IsTerminal},
     time::Duration,
 };
@@ -104,15 +105,18 @@ pub async fn run(args: WatchArgs, output: &mut Output) -> Result<Exit, CliError>
     if output.json() {
         return Err(CliError::usage("--json prints a snapshot: add --once"));
     }
-    if !io::stdout().is_terminal() {
+    let is_dumb = env::var_os("TERM").is_some_and(|term| term == "dumb");
+    if is_dumb || !io::stdout().is_terminal() {
         return Err(CliError::usage(
-            "standard output is no terminal: --once prints a snapshot",
+            "standard output is no terminal to draw on: --once prints a snapshot",
         ));
     }
     let palette = Palette {
         colour: output.colour() && !args.no_color,
     };
-    let app = App::new(palette, units::seconds(every.as_secs_f64()));
+    // 1.0 s is one digit too many for a setting.
+    let often = units::seconds(every.as_secs_f64()).replace(".0 ", " ");
+    let app = App::new(palette, often);
     Box::pin(live::run(fetcher, visits, every, app)).await
 }
 

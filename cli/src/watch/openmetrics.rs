@@ -301,7 +301,12 @@ mod tests {
 
     #[test]
     fn a_part_is_no_scrape() {
-        for text in ["", "<html>no</html>", "events_received_total 1\n", "# EOF\nx 1"] {
+        for text in [
+            "",
+            "<html>no</html>",
+            "events_received_total 1\n",
+            "# EOF\nx 1",
+        ] {
             let found = Scrape::parse(text.as_bytes());
             assert_eq!(found, Err(ScrapeError::NoEnd), "{text}");
         }
@@ -333,8 +338,25 @@ mod tests {
     /// Text that is nearly right: pieces of the format in any order.
     fn pieces() -> impl Strategy<Value = Vec<u8>> {
         let piece = prop::sample::select(vec![
-            "events_in_flight", "dlq_events_total", "{", "}", "a=\"", "\"", "\\", ",", " ", "1", "NaN",
-            "-1e999", "# ", "EOF", "\n", "é", "\u{0}", "=", "\r\n",
+            "events_in_flight",
+            "dlq_events_total",
+            "{",
+            "}",
+            "a=\"",
+            "\"",
+            "\\",
+            ",",
+            " ",
+            "1",
+            "NaN",
+            "-1e999",
+            "# ",
+            "EOF",
+            "\n",
+            "é",
+            "\u{0}",
+            "=",
+            "\r\n",
         ]);
         prop::collection::vec(piece, 0..60).prop_map(|pieces| pieces.concat().into_bytes())
     }

@@ -43,8 +43,8 @@ pub fn seconds(seconds: f64) -> String {
     } else if seconds < MINUTE - 0.5 {
         format!("{seconds:.0} s")
     } else if seconds < HOUR - 0.5 {
-        pair(seconds.round(), MINUTE, "m", 1.0, "s")
-    } else if seconds < DAY {
+        pair(seconds, MINUTE, "m", 1.0, "s")
+    } else if seconds < DAY - 0.5 {
         pair(seconds, HOUR, "h", MINUTE, "m")
     } else {
         pair(seconds, DAY, "d", HOUR, "h")
@@ -52,6 +52,7 @@ pub fn seconds(seconds: f64) -> String {
 }
 
 fn pair(seconds: f64, large: f64, large_unit: &str, small: f64, small_unit: &str) -> String {
+    let seconds = seconds.round();
     let larges = (seconds / large).floor();
     let smalls = ((seconds - larges * large) / small).floor();
     format!("{}{large_unit} {smalls}{small_unit}", count(larges))
@@ -96,7 +97,13 @@ mod tests {
         for (figure, text) in cases {
             assert_eq!(seconds(figure), text, "{figure}");
         }
-        let cases = [(0.0, "0"), (0.25, "0.2"), (9.9, "9.9"), (998.6, "999"), (-3.0, "-3.0")];
+        let cases = [
+            (0.0, "0"),
+            (0.25, "0.2"),
+            (9.9, "9.9"),
+            (998.6, "999"),
+            (-3.0, "-3.0"),
+        ];
         for (figure, text) in cases {
             assert_eq!(rate(figure), text, "{figure}");
         }

@@ -194,9 +194,8 @@ mod tests {
     use super::*;
 
     fn visit(at_s: u64, started: u64, count: u64) -> Visit {
-        let text = format!(
-            "process_start_time_seconds {started}\nevents_received_total {count}\n# EOF\n"
-        );
+        let text =
+            format!("process_start_time_seconds {started}\nevents_received_total {count}\n# EOF\n");
         Visit {
             at: Duration::from_secs(at_s),
             health: Err(String::from("not asked")),

@@ -171,7 +171,10 @@ fn breakers(model: &Model, found: &mut Findings) {
 fn producer(model: &Model, found: &mut Findings) {
     if let Some(spool) = &model.spool {
         if spool.lost > 0.0 {
-            found.broken(format!("the spool lost {} events", units::count(spool.lost)));
+            found.broken(format!(
+                "the spool lost {} events",
+                units::count(spool.lost)
+            ));
         }
         if spool.records > 0.0 {
             found.look(format!(
@@ -196,7 +199,7 @@ fn producer(model: &Model, found: &mut Findings) {
 }
 
 fn canary(model: &Model, found: &mut Findings) {
-    for door in &model.canary {
+    for door in model.canary.iter().flatten() {
         if door.lost_per_second.is_some_and(|lost| lost > 0.0) {
             found.broken(format!("the canary loses events by {}", door.door));
         } else if door.lost > 0.0 {
@@ -219,7 +222,10 @@ fn alerts(model: &Model, found: &mut Findings) {
         AlertsView::Known { firing, .. } => {
             for firing in firing {
                 let alert = &firing.alert;
-                let text = format!("alert {}: {}", alert.name, alert.summary);
+                let mut text = format!("alert {}", alert.name);
+                if !alert.summary.is_empty() {
+                    text = format!("{text}: {}", alert.summary);
+                }
                 match alert.severity {
                     Severity::Critical => found.broken(text),
                     Severity::Warning => found.look(text),

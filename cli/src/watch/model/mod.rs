@@ -2,12 +2,14 @@
 //!
 //! Where something is not known it is absent here, never 0 and never what it was before.
 
+#[cfg(test)]
+pub mod examples;
 mod findings;
 mod flow;
 mod ledger;
 mod parts;
 #[cfg(test)]
-pub mod tests;
+mod tests;
 
 use serde::Serialize;
 
@@ -15,7 +17,9 @@ pub use self::{
     findings::{Finding, Weight},
     flow::{FlowRow, Lag, LatencyRow, PartitionRow},
     ledger::LedgerView,
-    parts::{Admission, AlertsView, Breaker, BreakerState, Door, FiringAlert, ServiceRow, Spool, State},
+    parts::{
+        Admission, AlertsView, Breaker, BreakerState, Door, FiringAlert, ServiceRow, Spool, State,
+    },
 };
 use super::visits::Visits;
 use crate::times;
@@ -61,8 +65,8 @@ pub struct Model {
     pub admission: Option<Admission>,
     /// What waits on the producer's disk; absent when it has no spool.
     pub spool: Option<Spool>,
-    /// The canary's doors; none when it is off.
-    pub canary: Vec<Door>,
+    /// The canary's doors, none when it is off; absent when analytics is away.
+    pub canary: Option<Vec<Door>>,
     /// What fires.
     pub alerts: AlertsView,
 }

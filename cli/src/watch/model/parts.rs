@@ -253,12 +253,10 @@ pub struct Door {
     pub roundtrip_since_start: Option<Quantiles>,
 }
 
-/// The canary's doors; none when it is off.
-pub fn canary(visits: &Visits) -> Vec<Door> {
+/// The canary's doors, none when it is off; absent when analytics is away.
+pub fn canary(visits: &Visits) -> Option<Vec<Door>> {
     let analytics = visits.of(Service::Analytics);
-    let Some(scrape) = analytics.scrape() else {
-        return Vec::new();
-    };
+    let scrape = analytics.scrape()?;
     let doors = scrape.by("canary_events_sent_total", "door");
     let door = |(door, sent): (String, f64)| {
         let count = |scrape: &Scrape, name: &str| -> Option<f64> {
@@ -280,7 +278,7 @@ pub fn canary(visits: &Visits) -> Vec<Door> {
             door: door.clone(),
         }
     };
-    doors.into_iter().map(door).collect()
+    Some(doors.into_iter().map(door).collect())
 }
 
 /// What fires.

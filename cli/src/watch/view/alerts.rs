@@ -27,7 +27,8 @@ pub fn lines(model: &Model, width: usize, palette: Palette) -> Vec<Line<'static>
 
 /// What fires.
 pub fn firing(model: &Model, width: usize, palette: Palette) -> Vec<Line<'static>> {
-    let say = |tone, text: &str| labelled(palette, (Tone::Title, "alerts", 11), (tone, text), width);
+    let say =
+        |tone, text: &str| labelled(palette, (Tone::Title, "alerts", 11), (tone, text), width);
     match &model.alerts {
         AlertsView::NotConfigured => say(
             Tone::Dim,

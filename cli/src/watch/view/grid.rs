@@ -114,17 +114,28 @@ mod tests {
             ("events", Side::Right),
             ("why", Side::Left),
         ]);
-        grid.row([plain("producer"), plain("1,234"), plain("nothing to complain about")]);
+        grid.row([
+            plain("producer"),
+            plain("1,234"),
+            plain("nothing to complain about"),
+        ]);
         grid.row([plain("x")]);
         let lines = grid.lines(width, Palette { colour: false });
-        lines.iter().map(|line| line.to_string().trim_end().to_owned()).collect()
+        lines
+            .iter()
+            .map(|line| line.to_string().trim_end().to_owned())
+            .collect()
     }
 
     #[test]
     fn the_last_columns_go_first() {
         assert_eq!(
             drawn(60),
-            ["name      events  why", "producer   1,234  nothing to complain about", "x"]
+            [
+                "name      events  why",
+                "producer   1,234  nothing to complain about",
+                "x"
+            ]
         );
         assert_eq!(drawn(30)[1], "producer   1,234  nothing to ~");
         assert_eq!(drawn(25)[1], "producer   1,234");

@@ -41,7 +41,11 @@ pub fn details(ledger: &LedgerView, width: usize, palette: Palette) -> Vec<Line<
         lines.extend(outcomes(judged, ledger).lines(width, palette));
         lines.push(Line::default());
     }
-    lines.extend(stages(ledger).lines(width, palette));
+    if ledger.stages.is_empty() && ledger.producer_difference.is_none() {
+        lines.push(palette.line(Tone::Dim, "No service tells whether its part adds up."));
+    } else {
+        lines.extend(stages(ledger).lines(width, palette));
+    }
     let reasons = [
         ("rejected by the producer", &ledger.rejected),
         ("failed at the producer", &ledger.failed),
@@ -60,7 +64,12 @@ fn judgement(judged: &Ledger, width: usize, palette: Palette) -> Vec<Line<'stati
     let mut lines = Vec::new();
     for found in &judged.breaks {
         let label = (Tone::Bad, "BROKEN", 8);
-        lines.extend(labelled(palette, label, (Tone::Plain, &found.message), width));
+        lines.extend(labelled(
+            palette,
+            label,
+            (Tone::Plain, &found.message),
+            width,
+        ));
     }
     for remark in &judged.remarks {
         let label = (Tone::Dim, "remark", 8);

@@ -31,12 +31,7 @@ pub enum View {
 
 impl View {
     /// All of them, in the order of their keys.
-    pub const ALL: [Self; 4] = [
-        Self::Overview,
-        Self::Partitions,
-        Self::Ledger,
-        Self::Alerts,
-    ];
+    pub const ALL: [Self; 4] = [Self::Overview, Self::Partitions, Self::Ledger, Self::Alerts];
 
     /// Its name.
     pub const fn name(self) -> &'static str {

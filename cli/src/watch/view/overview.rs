@@ -80,7 +80,12 @@ pub fn findings(
             Weight::Look => (Tone::Look, "look"),
         };
         let label = (tone, word, 8);
-        lines.extend(labelled(palette, label, (Tone::Plain, &finding.text), width));
+        lines.extend(labelled(
+            palette,
+            label,
+            (Tone::Plain, &finding.text),
+            width,
+        ));
     }
     if model.findings.len() > at_most {
         let more = model.findings.len() - at_most;
@@ -137,7 +142,9 @@ fn flow(model: &Model, history: &History, width: usize) -> Grid {
         ("", Side::Left),
     ]);
     // What the figures leave; a curve shorter than a few points says nothing.
-    let curve = width.saturating_sub(32).min(crate::watch::visits::HISTORY_MAX);
+    let curve = width
+        .saturating_sub(32)
+        .min(crate::watch::visits::HISTORY_MAX);
     for (index, row) in model.flow.iter().enumerate() {
         grid.row([
             plain(row.name),
@@ -177,7 +184,7 @@ fn latency(model: &Model) -> Grid {
         ("all p50", Side::Right),
         ("all p99", Side::Right),
     ]);
-    let doors = model.canary.iter().map(|door| {
+    let doors = model.canary.iter().flatten().map(|door| {
         let name = format!("canary {}", door.door);
         (name, door.roundtrip, door.roundtrip_since_start)
     });
@@ -213,7 +220,12 @@ fn summary(model: &Model, width: usize, palette: Palette) -> Vec<Line<'static>> 
         ("alerts", alerts(model)),
     ];
     let row = |(name, (tone, text)): (&str, Cell)| {
-        labelled(palette, (Tone::Title, name, LABEL_COLUMNS), (tone, &text), width)
+        labelled(
+            palette,
+            (Tone::Title, name, LABEL_COLUMNS),
+            (tone, &text),
+            width,
+        )
     };
     rows.into_iter().flat_map(row).collect()
 }
@@ -325,11 +337,14 @@ fn spool(model: &Model) -> Cell {
 }
 
 fn canary(model: &Model) -> Cell {
-    if model.canary.is_empty() {
+    let Some(doors) = &model.canary else {
+        return unknown();
+    };
+    if doors.is_empty() {
         return (Tone::Dim, String::from("off"));
     }
-    let lost: f64 = model.canary.iter().map(|door| door.lost).sum();
-    let doors = model.canary.iter().map(|door| {
+    let lost: f64 = doors.iter().map(|door| door.lost).sum();
+    let doors = doors.iter().map(|door| {
         format!(
             "{}: sent {}, received {}, lost {}",
             door.door,

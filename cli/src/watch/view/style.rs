@@ -175,7 +175,12 @@ mod tests {
 
     #[test]
     fn blocks_stand_side_by_side() {
-        let block = |lines: &[&str]| lines.iter().map(|line| Line::from((*line).to_owned())).collect();
+        let block = |lines: &[&str]| {
+            lines
+                .iter()
+                .map(|line| Line::from((*line).to_owned()))
+                .collect()
+        };
         let lines: Vec<String> = beside(block(&["a", "bcd"]), block(&["x", "y", "z"]), 5)
             .iter()
             .map(Line::to_string)
