@@ -9,7 +9,7 @@ use crate::{
     error::{CliError, Exit},
     health, import,
     output::Output,
-    query, rebuild, send, serve, up,
+    query, rebuild, send, serve, up, watch,
 };
 
 /// A streaming analytics pipeline that accounts for every event
@@ -30,6 +30,7 @@ Examples:
   streamgauge import --format combined access.log.gz
   streamgauge query top --by page_url --last 1h
   streamgauge audit
+  streamgauge watch
 
 Exit codes of every command: 0 done, or the answer is yes; 1 the answer is no (unhealthy, unbalanced,
 some rejected); 2 wrong use or settings; 3 a service cannot be reached; 4 cut off, partly done.
@@ -56,6 +57,7 @@ pub enum Command {
     Dlq(Box<dlq::DlqArgs>),
     Rebuild(Box<rebuild::RebuildArgs>),
     Health(health::HealthArgs),
+    Watch(Box<watch::WatchArgs>),
     Config(serve::ConfigCommandArgs),
     Producer(serve::ProducerArgs),
     Consumer(serve::ConsumerArgs),
@@ -77,6 +79,7 @@ pub async fn run(command: Command, output: &mut Output) -> Result<ExitCode, CliE
         Command::Dlq(args) => Box::pin(dlq::run(*args, output)).await?,
         Command::Rebuild(args) => Box::pin(rebuild::run(*args, output)).await?,
         Command::Health(args) => Box::pin(health::run(args, output)).await?,
+        Command::Watch(args) => Box::pin(watch::run(*args, output)).await?,
         Command::Config(args) => serve::config(&args, output)?,
         Command::Broker(args) => Box::pin(serve::broker(args, output)).await?,
         // The services have codes of their own.

@@ -25,6 +25,7 @@ mod submit;
 mod table;
 mod times;
 pub mod up;
+pub mod watch;
 
 use std::process::ExitCode;
 

@@ -79,6 +79,11 @@ impl Output {
         self.json
     }
 
+    /// Whether standard output shows colour.
+    pub const fn colour(&self) -> bool {
+        self.colour
+    }
+
     /// Text with emphasis where standard output shows it.
     pub fn paint(&self, paint: Paint, text: &str) -> String {
         painted(self.colour, paint, text)

@@ -117,6 +117,7 @@ fn each_command_helps_with_an_example() {
         "dlq drop",
         "rebuild",
         "health",
+        "watch",
         "config show",
         "producer",
         "consumer",

@@ -69,6 +69,7 @@ pub fn print(
         "query series --by event_type --last 15m --step 10s",
         "query top --by page_url",
         "audit",
+        "watch",
         "health",
     ] {
         output.line(format!("  streamgauge {command}"))?;
@@ -121,6 +122,7 @@ mod tests {
           streamgauge query series --by event_type --last 15m --step 10s
           streamgauge query top --by page_url
           streamgauge audit
+          streamgauge watch
           streamgauge health
 
         Ctrl-C drains and stops; nothing is lost.
