@@ -44,6 +44,7 @@ export const ALERTS = [
   'KafkaSlow',
   'KafkaUnreachable',
   'LateEventsHigh',
+  'LogDamaged',
   'MemoryGrowth',
   'OwnerPanicked',
   'PartitionWithoutOwner',

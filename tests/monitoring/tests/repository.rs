@@ -7,11 +7,27 @@ use std::{
     path::{Path, PathBuf},
 };
 
+/// Why most of the embedded log's are.
+const OF_LOG: &str = "what the embedded log says of what its clients' metrics show as well";
 /// Metrics that are there to be found by those who know their name, and are in no rule and on no panel.
-const REFERENCE: [(&str, &str); 1] = [(
-    "kafka_consumer_lag_total",
-    "an alias of kafka_consumer_lag for dashboards from elsewhere; both on one panel would be twice the truth",
-)];
+const REFERENCE: [(&str, &str); 13] = [
+    (
+        "kafka_consumer_lag_total",
+        "an alias of kafka_consumer_lag for dashboards from elsewhere; both on one panel would be twice the truth",
+    ),
+    ("log_appended_bytes_total", OF_LOG),
+    ("log_batches_appended_total", OF_LOG),
+    ("log_connections_accepted_total", OF_LOG),
+    ("log_connections_open", OF_LOG),
+    ("log_connections_refused_total", OF_LOG),
+    ("log_end_offset", OF_LOG),
+    ("log_fetched_bytes_total", OF_LOG),
+    ("log_groups", OF_LOG),
+    ("log_recovery_cut_bytes", OF_LOG),
+    ("log_requests_malformed_total", OF_LOG),
+    ("log_requests_total", OF_LOG),
+    ("log_start_offset", OF_LOG),
+];
 /// What Prometheus makes itself, and whatever it and Alertmanager say of themselves.
 const OF_MONITORING: [&str; 3] = ["up", "prometheus_", "alertmanager_"];
 /// Words of PromQL that stand where a metric could.
