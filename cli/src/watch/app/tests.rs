@@ -160,7 +160,12 @@ fn what_does_not_fit_is_scrolled_to() {
         press(&mut app, keys);
         let screen = screen(&mut app, &visits, (60, 15));
         let footer = screen.lines().last().unwrap_or_default();
-        footer.split("  ").last().unwrap_or_default().to_owned()
+        footer
+            .split("  ")
+            .last()
+            .unwrap_or_default()
+            .trim()
+            .to_owned()
     };
     assert_eq!(place(&[]), "1-12 of 36");
     assert_eq!(place(&[KeyCode::Down, KeyCode::Down]), "3-14 of 36");
