@@ -52,6 +52,8 @@ impl Up {
         let mut child = binary(folder.path())
             .args(["up", "--ephemeral-ports", "--json", "--data-dir"])
             .arg(folder.path().join("data"))
+            // Every figure is the test's own.
+            .arg("--set=analytics.canary.enabled=false")
             .stdout(Stdio::piped())
             .stderr(notes)
             .spawn()

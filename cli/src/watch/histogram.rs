@@ -93,7 +93,7 @@ impl Histogram {
                 let seconds = if beyond {
                     lower
                 } else {
-                    lower + (bound - lower) * (rank - below) / (upto - below)
+                    lower + (bound - lower) * ((rank - below) / (upto - below))
                 };
                 return Some(Quantile { seconds, beyond });
             }
@@ -145,6 +145,12 @@ mod tests {
         let found = histogram(&[("0.1", 1.0), ("60.0", 1.0), ("+Inf", 100.0)]);
         let quantile = found.at(0.99).expect("some");
         assert_eq!((quantile.seconds, quantile.beyond), (60.0, true));
+    }
+
+    #[test]
+    fn large_bounds_and_counts_do_not_overflow() {
+        let found = histogram(&[("7.9e295", 1.1e14)]);
+        assert!(at(&found, 0.99).expect("some") < 7.9e295);
     }
 
     #[test]

@@ -41,6 +41,7 @@ pub async fn run() -> Outcome<Live> {
     let system = System::start(&[
         &format!("each.telemetry.otlp_endpoint={}", traces.endpoint()),
         "each.telemetry.sample_ratio=0.25",
+        "analytics.canary.enabled=true",
     ])
     .await;
     let bench = Bench::beside(system).await?;
