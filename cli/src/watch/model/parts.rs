@@ -278,7 +278,12 @@ pub fn canary(visits: &Visits) -> Option<Vec<Door>> {
             door: door.clone(),
         }
     };
-    Some(doors.into_iter().map(door).collect())
+    // Its metrics are there from the start, whether it is on or not.
+    let is_on = doors.iter().any(|(_, sent)| *sent > 0.0);
+    Some(match is_on {
+        true => doors.into_iter().map(door).collect(),
+        false => Vec::new(),
+    })
 }
 
 /// What fires.

@@ -274,6 +274,15 @@ fn a_canary_that_lost_before_is_worth_a_look_only() {
 }
 
 #[test]
+fn a_canary_that_has_sent_nothing_is_off() {
+    let mut visits = busy();
+    let silent = with(CANARY, &[("canary_events_sent_total", 0.0)]);
+    let metrics = ANALYTICS.replace("# EOF\n", &silent);
+    visits.take(Service::Analytics, analytics(4, &metrics, ledger(2960)));
+    assert_eq!(model(&visits).canary, Some(Vec::new()));
+}
+
+#[test]
 fn as_json_what_is_not_known_is_null() {
     let json = serde_json::to_value(model(&trouble())).expect("JSON");
     assert_eq!(json["verdict"], "broken");
