@@ -56,7 +56,7 @@ impl From<Status> for NotYet {
 #[derive(Clone, Debug)]
 pub(crate) enum Visitor {
     Http(http::Visitor),
-    Grpc(grpc::Visitor),
+    Grpc(Box<grpc::Visitor>),
 }
 
 impl Visitor {
@@ -67,7 +67,7 @@ impl Visitor {
     ) -> Result<Self, CanaryError> {
         Ok(match door {
             Door::Http => Self::Http(http::Visitor::new(config, &query.http)?),
-            Door::Grpc => Self::Grpc(grpc::Visitor::new(config, &query.grpc)?),
+            Door::Grpc => Self::Grpc(Box::new(grpc::Visitor::new(config, &query.grpc)?)),
         })
     }
 
