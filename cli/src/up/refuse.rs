@@ -77,11 +77,11 @@ pub fn without_effect(config: &mut UpConfig) -> Result<(), CliError> {
             &usual.analytics.kafka.brokers,
         ),
     ];
-    if let Some((setting, ..)) = brokers.into_iter().find(|(_, set, usual)| set != usual) {
-        let instead = "the parts use the embedded log at broker.listen; for another Kafka run `streamgauge producer`, \
-                       `consumer` and `analytics`, each with kafka.brokers";
-        return refused(setting, instead);
-    }
+    addresses(
+        &brokers,
+        "the parts use the embedded log at broker.listen; for another Kafka run `streamgauge producer`, `consumer` and \
+         `analytics`, each with kafka.brokers",
+    )?;
     let doors = [
         (
             "analytics.canary.producer_http",
@@ -94,10 +94,14 @@ pub fn without_effect(config: &mut UpConfig) -> Result<(), CliError> {
             &usual.analytics.canary.producer_grpc,
         ),
     ];
-    if let Some((setting, ..)) = doors.into_iter().find(|(_, set, usual)| set != usual) {
-        return refused(setting, "the canary uses the producer of the same process");
-    }
+    addresses(&doors, "the canary uses the producer of the same process")?;
     deadlines(config, usual)
+}
+
+/// Addresses, set and usual, that the system itself decides.
+fn addresses(pairs: &[(&str, &String, &String)], instead: &str) -> Result<(), CliError> {
+    let changed = pairs.iter().find(|(_, set, usual)| set != usual);
+    changed.map_or(Ok(()), |(setting, ..)| refused(setting, instead))
 }
 
 /// A deadline of a part's own may shorten its share of the whole, not lengthen it.
