@@ -9,7 +9,7 @@ use arc_swap::ArcSwapOption;
 use streamgauge_canary::{Canary, CanaryMetrics, Query};
 use streamgauge_kafka::LogReader;
 use streamgauge_lifecycle::{
-    BoxError, EXIT_FAILED, EXIT_WRONG_SETTINGS, Health, Outcome, SharedClock, Shutdown,
+    BoxError, EXIT_FAILED, EXIT_WRONG_SETTINGS, Exposition, Health, Outcome, SharedClock, Shutdown,
     SystemClock, Tasks, fail, reachable, serve_http, signal, write_line,
 };
 use streamgauge_settings::ConfigArgs;
@@ -17,6 +17,7 @@ use streamgauge_telemetry::{Metrics, Tracer};
 use tokio::net::TcpListener;
 
 use crate::{
+    alerts::Alerts,
     config::{Config, ENV_PREFIX},
     error::Error,
     follow, grpc, http,
@@ -40,6 +41,8 @@ pub struct Listeners {
     pub http: TcpListener,
     /// gRPC.
     pub grpc: TcpListener,
+    /// Metrics, where they have a listener of their own.
+    pub metrics: Option<Exposition>,
 }
 
 /// What the service is handed from outside.
@@ -63,6 +66,7 @@ pub async fn bind(config: &Config) -> Result<Listeners, Error> {
     Ok(Listeners {
         http: streamgauge_lifecycle::bind("http.listen", config.http.listen).await?,
         grpc: streamgauge_lifecycle::bind("grpc.listen", config.grpc.listen).await?,
+        metrics: config.http.metrics.bind("http.metrics").await?,
     })
 }
 
@@ -96,6 +100,7 @@ pub async fn run_with_store(
     let service = Arc::new(Service::new(
         Arc::clone(&view),
         Arc::clone(&store),
+        Alerts::new(&config.alerts, deps.clock.clone())?,
         deps.clock.clone(),
         metrics.clone(),
         Arc::clone(&config),
@@ -178,8 +183,13 @@ async fn serve(
 ) -> Outcome {
     let deadline = config.shutdown_deadline();
     let mut tasks = Tasks::new(deps.shutdown.clone());
-    let router = http::router(shared.clone(), health.clone(), &deps.metrics);
+    let here = listeners.metrics.is_none().then(|| deps.metrics.encoder());
+    let router = http::router(shared.clone(), health.clone(), &deps.metrics, here);
     let (server, shutdown) = (config.http.server.clone(), deps.shutdown.clone());
+    if let Some(exposition) = listeners.metrics {
+        let (metrics, shutdown) = (deps.metrics.encoder(), shutdown.clone());
+        exposition.spawn(&mut tasks, metrics, &server, shutdown, deadline);
+    }
     tasks.spawn("http", async move {
         serve_http(listeners.http, router, server, shutdown, deadline)
             .await

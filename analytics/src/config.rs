@@ -5,12 +5,12 @@ use std::{net::SocketAddr, time::Duration};
 use serde::{Deserialize, Serialize};
 use streamgauge_canary::CanaryConfig;
 use streamgauge_kafka::{FetchConfig, KafkaConfig};
-use streamgauge_lifecycle::HttpServerConfig;
+use streamgauge_lifecycle::{ExpositionConfig, HttpServerConfig};
 use streamgauge_resilience::{BackoffConfig, BreakerConfig};
 use streamgauge_settings::SecretUrl;
 use streamgauge_telemetry::TelemetryConfig;
 
-use crate::{error::Error, store::Durability, view::Limits};
+use crate::{alerts::AlertsConfig, error::Error, store::Durability, view::Limits};
 
 /// Prefix of the environment variables that set these.
 pub const ENV_PREFIX: &str = "STREAMGAUGE_ANALYTICS";
@@ -45,6 +45,8 @@ pub struct Config {
     pub live: LiveConfig,
     /// How the ledger is judged.
     pub ledger: LedgerConfig,
+    /// Where alerts come from.
+    pub alerts: AlertsConfig,
     /// The probe that submits events and asks for them.
     pub canary: CanaryConfig,
     /// Logs and traces.
@@ -73,6 +75,7 @@ impl Default for Config {
             query: QueryConfig::default(),
             live: LiveConfig::default(),
             ledger: LedgerConfig::default(),
+            alerts: AlertsConfig::default(),
             canary: CanaryConfig::default(),
             telemetry: TelemetryConfig::default(),
             shutdown_deadline_ms: 10_000,
@@ -113,6 +116,8 @@ pub struct HttpConfig {
     pub request_timeout_ms: u64,
     /// How much the server puts up with.
     pub server: HttpServerConfig,
+    /// `/metrics` on a listener of its own.
+    pub metrics: ExpositionConfig,
 }
 
 impl Default for HttpConfig {
@@ -121,6 +126,7 @@ impl Default for HttpConfig {
             listen: SocketAddr::from(([127, 0, 0, 1], 8083)),
             request_timeout_ms: 10_000,
             server: HttpServerConfig::default(),
+            metrics: ExpositionConfig::default(),
         }
     }
 }
@@ -131,6 +137,12 @@ impl Default for HttpConfig {
 pub struct GrpcConfig {
     /// Address to listen on.
     pub listen: SocketAddr,
+    /// Connections at once; those beyond are closed.
+    pub max_connections: usize,
+    /// How often a client is asked whether it is still there, in milliseconds.
+    pub keepalive_interval_ms: u64,
+    /// How long it may take to answer that, in milliseconds, before its connection is cut.
+    pub keepalive_timeout_ms: u64,
     /// Largest request, in KiB.
     pub request_kib_max: usize,
     /// Requests at once on one connection; those beyond wait.
@@ -143,6 +155,9 @@ impl Default for GrpcConfig {
     fn default() -> Self {
         Self {
             listen: SocketAddr::from(([127, 0, 0, 1], 50053)),
+            max_connections: 1_024,
+            keepalive_interval_ms: 30_000,
+            keepalive_timeout_ms: 10_000,
             request_kib_max: 256,
             concurrency_per_connection_max: 64,
             request_timeout_ms: 10_000,

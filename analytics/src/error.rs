@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use streamgauge_kafka::KafkaError;
-use streamgauge_lifecycle::{BindError, ReflectionError};
+use streamgauge_lifecycle::{BindError, ExpositionError, ReflectionError};
 use streamgauge_proto::{ErrorCode, Problem};
 
 use crate::store::StoreError;
@@ -14,6 +14,9 @@ pub enum Error {
     /// An address cannot be listened on.
     #[error(transparent)]
     Bind(#[from] BindError),
+    /// Where metrics are served.
+    #[error(transparent)]
+    Exposition(#[from] ExpositionError),
     /// A setting cannot be used.
     #[error("{0}")]
     Setting(String),

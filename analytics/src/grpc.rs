@@ -8,7 +8,7 @@ use std::{
 };
 
 use futures::{Stream, StreamExt};
-use streamgauge_lifecycle::{GrpcOps, Health, Shutdown};
+use streamgauge_lifecycle::{GrpcConnections, GrpcOps, Health, Shutdown};
 use streamgauge_proto::{
     FILE_DESCRIPTOR_SET, Problem,
     v1::{
@@ -18,8 +18,8 @@ use streamgauge_proto::{
 };
 use streamgauge_telemetry::{Metrics, TraceContext, context::TRACEPARENT, rpc::RpcMetrics};
 use tokio::net::TcpListener;
-use tokio_stream::wrappers::{ReceiverStream, TcpListenerStream};
-use tonic::{Request, Response, Status, transport::Server};
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::{Request, Response, Status};
 
 use crate::{
     app::Shared,
@@ -28,7 +28,7 @@ use crate::{
     service::Service,
 };
 
-const METHODS: [&str; 7] = [
+const METHODS: [&str; 8] = [
     "streamgauge.v1.Analytics/Series",
     "streamgauge.v1.Analytics/Top",
     "streamgauge.v1.Analytics/DistinctUsers",
@@ -36,6 +36,7 @@ const METHODS: [&str; 7] = [
     "streamgauge.v1.Analytics/Ledger",
     "streamgauge.v1.Analytics/ListSeries",
     "streamgauge.v1.Analytics/Watch",
+    "streamgauge.v1.Analytics/Alerts",
 ];
 
 /// What the door is made of.
@@ -72,15 +73,21 @@ impl Door {
         let shared = self.shared;
         let analytics = AnalyticsServer::new(Calls { shared, limit })
             .max_decoding_message_size(self.config.request_kib_max.saturating_mul(1024));
-        let server = Server::builder()
-            .tcp_nodelay(true)
+        let connections = GrpcConnections::new(
+            self.config.max_connections,
+            self.config.keepalive_interval_ms,
+            self.config.keepalive_timeout_ms,
+        );
+        let incoming = connections.incoming(listener, self.shutdown.clone());
+        let server = connections
+            .server()
             .concurrency_limit_per_connection(calls)
             .max_concurrent_streams(u32::try_from(calls).unwrap_or(u32::MAX))
             .layer(RpcMetrics::register(&self.metrics, &METHODS).layer())
             .add_routes(ops.routes())
             .add_service(analytics);
         let closing = self.shutdown.triggered_owned();
-        let server = server.serve_with_incoming_shutdown(TcpListenerStream::new(listener), closing);
+        let server = server.serve_with_incoming_shutdown(incoming, closing);
         match ops.serve(server, self.shutdown, self.deadline).await {
             Some(served) => served.map_err(|source| Error::Server {
                 server: "gRPC",
@@ -133,7 +140,8 @@ impl Calls {
                 }
                 Ok(response)
             }
-            Err(problem) => {
+            Err(mut problem) => {
+                problem.trace_id = trace.map(|trace| trace.trace_id_hex().into());
                 if problem.code.http_status() >= 500 {
                     span.error(problem.code.as_str());
                 }
@@ -201,6 +209,16 @@ impl Analytics for Calls {
     ) -> Result<Response<v1::ListSeriesResponse>, Status> {
         self.answer(METHODS[5], request, |service, _| async move {
             service.list_series()
+        })
+        .await
+    }
+
+    async fn alerts(
+        &self,
+        request: Request<v1::AlertsRequest>,
+    ) -> Result<Response<v1::AlertsResponse>, Status> {
+        self.answer(METHODS[7], request, |service, request| async move {
+            service.alerts(request).await
         })
         .await
     }

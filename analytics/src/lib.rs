@@ -4,10 +4,12 @@
 //! compare-and-swap, and survives; the view follows and is what queries see. So a crash at any moment loses nothing and
 //! counts nothing twice, and two instances on one store do each other no harm.
 //!
-//! At the start [`pipeline`] takes the parts up in order. The way of a batch: [`follow`] reads it, [`apply`] judges it and moves the store, [`view`] takes it in, [`live`] tells
-//! who watches, and in the background [`checkpoint`] turns it into rows. The way of a query: [`http`] or [`grpc`] reads
-//! it, [`service`] finds the cells, [`query`] adds them up. Nothing here writes to Kafka.
+//! At the start [`pipeline`] takes the parts up in order. The way of a batch: [`follow`] reads it, [`apply`] judges it and
+//! moves the store, [`view`] takes it in, [`live`] tells who watches, and in the background [`checkpoint`] turns it into
+//! rows. The way of a query: [`http`] or [`grpc`] reads it, [`service`] finds the cells, [`query`] adds them up. [`alerts`]
+//! passes on what Alertmanager tells. Nothing here writes to Kafka.
 
+pub mod alerts;
 pub mod app;
 pub mod apply;
 pub mod checkpoint;

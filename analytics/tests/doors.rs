@@ -27,6 +27,74 @@ async fn what_cannot_be_read_is_refused_with_the_parameters_name() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_refusal_names_the_trace_that_shows_it() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let broker = broker(folder.path()).await;
+    topics(&broker).await;
+    let analytics = Analytics::start(config(folder.path(), &broker.bootstrap())).await;
+    analytics.until_ready().await;
+    let trace = "0af7651916cd43dd8448eb211c80319c";
+    for (flags, expected) in [("01", Value::from(trace)), ("00", Value::Null)] {
+        let url = format!("http://{}/v1/top?by=nobody&last=1m", analytics.http);
+        let caller = format!("00-{trace}-b7ad6b7169203331-{flags}");
+        let request = analytics.client.get(url).header("traceparent", caller);
+        let answer = request.send().await.expect("an answer");
+        let body: Value = answer.json().await.expect("JSON");
+        assert_eq!(body["error"]["trace_id"], expected, "{body}");
+    }
+    analytics.stop().await;
+}
+
+/// An Alertmanager in which these alerts fire.
+async fn alertmanager(alerts: Value) -> String {
+    let answer = axum::routing::get(async move || axum::Json(alerts.clone()));
+    let router = axum::Router::new().route("/api/v2/alerts", answer);
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await;
+    let listener = listener.expect("a port");
+    let address = listener.local_addr().expect("bound");
+    tokio::spawn(async move { axum::serve(listener, router).await });
+    format!("http://{address}")
+}
+
+fn firing() -> Value {
+    serde_json::json!([
+        {"labels": {"alertname": "Down", "severity": "critical", "service": "consumer"},
+         "annotations": {"summary": "It is down", "runbook_url": "https://runbooks/Down"},
+         "startsAt": "2026-01-02T03:04:05Z", "fingerprint": "f"},
+        {"labels": {"alertname": "Hushed", "severity": "warning"}, "startsAt": "2026-01-02T03:04:05Z",
+         "status": {"state": "suppressed", "silencedBy": ["me"]}},
+    ])
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_fires_is_passed_on_over_both_doors() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let broker = broker(folder.path()).await;
+    topics(&broker).await;
+    let mut config = config(folder.path(), &broker.bootstrap());
+    config.alerts.alertmanager = alertmanager(firing()).await.as_str().into();
+    let analytics = Analytics::start(config).await;
+    // Before anything of the store is known, too: alerts matter most when something is wrong.
+    let answer = analytics.answer("/v1/alerts").await;
+    let alert = &answer["alerts"][0];
+    assert_eq!(
+        (&alert["name"], &alert["state"]),
+        (&"Down".into(), &"firing".into())
+    );
+    assert_eq!(alert["starts_at"], "2026-01-02T03:04:05Z");
+    assert_eq!(alert["runbook_url"], "https://runbooks/Down");
+    assert_eq!(answer["alerts"].as_array().map(Vec::len), Some(1));
+    let answer = analytics.answer("/v1/alerts?all=true").await;
+    assert_eq!(answer["alerts"][1]["state"], "silenced");
+    let mut calls = analytics.calls().await;
+    let answer = calls.alerts(v1::AlertsRequest { all: true }).await;
+    let answer = answer.expect("an answer").into_inner();
+    assert_eq!(answer.alerts[0].name, "Down");
+    assert_eq!(answer.alerts[1].state(), v1::AlertState::Silenced);
+    analytics.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn grpc_bounds_its_requests_and_describes_itself() {
     use tonic_health::pb::{
         HealthCheckRequest, health_check_response::ServingStatus, health_client::HealthClient,
@@ -137,7 +205,9 @@ async fn answers_are_what_the_document_says() {
     let broker = broker(folder.path()).await;
     topics(&broker).await;
     let mut writer = Writer::new(&broker.bootstrap());
-    let analytics = Analytics::start(config(folder.path(), &broker.bootstrap())).await;
+    let mut config = config(folder.path(), &broker.bootstrap());
+    config.alerts.alertmanager = alertmanager(firing()).await.as_str().into();
+    let analytics = Analytics::start(config).await;
     writer.valid(0, some_events(NOW_S - 300, 60), vec![]).await;
     analytics.until_head(60).await;
     let document: Value =
@@ -154,6 +224,7 @@ async fn answers_are_what_the_document_says() {
         ("/v1/distinct-users", "/v1/distinct-users?last=10m"),
         ("/v1/users/{user_id}/activity", "/v1/users/user-3/activity"),
         ("/v1/ledger", "/v1/ledger"),
+        ("/v1/alerts", "/v1/alerts?all=true"),
         ("/analytics/events", "/analytics/events?user_id=user-3"),
         (
             "/analytics/events",

@@ -5,7 +5,7 @@ use std::process::ExitCode;
 use clap::{Parser, Subcommand};
 
 use crate::{
-    audit, dlq,
+    audit, broker, dlq,
     error::{CliError, Exit},
     health, import,
     output::Output,
@@ -62,7 +62,7 @@ pub enum Command {
     Producer(serve::ProducerArgs),
     Consumer(serve::ConsumerArgs),
     Analytics(serve::AnalyticsArgs),
-    Broker(serve::BrokerArgs),
+    Broker(broker::BrokerArgs),
 }
 
 /// Runs a command to its end.
@@ -81,7 +81,7 @@ pub async fn run(command: Command, output: &mut Output) -> Result<ExitCode, CliE
         Command::Health(args) => Box::pin(health::run(args, output)).await?,
         Command::Watch(args) => Box::pin(watch::run(*args, output)).await?,
         Command::Config(args) => serve::config(&args, output)?,
-        Command::Broker(args) => Box::pin(serve::broker(args, output)).await?,
+        Command::Broker(args) => Box::pin(broker::run(args, output)).await?,
         // The services have codes of their own.
         Command::Producer(args) => return Box::pin(serve::producer(args, output)).await,
         Command::Consumer(args) => return Box::pin(serve::consumer(args, output)).await,

@@ -23,6 +23,9 @@ pub struct ServiceEndpoints {
     pub http: SocketAddr,
     /// Its gRPC address.
     pub grpc: SocketAddr,
+    /// Where its metrics are, if not at its HTTP address.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub metrics: Option<SocketAddr>,
 }
 
 /// What `streamgauge up` writes once everything is ready.
@@ -145,6 +148,8 @@ pub struct Endpoints {
     pub analytics_grpc: String,
     /// Bootstrap addresses of the log.
     pub brokers: String,
+    /// Metrics of the producer, the consumer and analytics, where they have addresses of their own.
+    pub metrics: [Option<String>; 3],
 }
 
 impl EndpointArgs {
@@ -172,6 +177,10 @@ impl EndpointArgs {
             analytics_http: pick(&self.analytics_http, |file| file.analytics.http, 8083),
             analytics_grpc: pick(&self.analytics_grpc, |file| file.analytics.grpc, 50053),
             brokers: pick(&self.brokers, |file| file.broker, 9092),
+            metrics: file.map_or_else(Default::default, |file| {
+                [file.producer, file.consumer, file.analytics]
+                    .map(|service| service.metrics.map(|at| reachable(at).to_string()))
+            }),
         })
     }
 }
@@ -224,6 +233,7 @@ mod tests {
         let service = |port| ServiceEndpoints {
             http: at(port),
             grpc: at(port + 1),
+            metrics: (port == 20).then(|| at(22)),
         };
         EndpointsFile {
             pid: 7,
@@ -249,6 +259,8 @@ mod tests {
         let found = args.resolve().expect("resolved");
         assert_eq!(found.producer_http, "far:81");
         assert_eq!(found.analytics_grpc, "127.0.0.1:31");
+        let consumers = Some(String::from("127.0.0.1:22"));
+        assert_eq!(found.metrics, [None, consumers, None]);
         let defaults = EndpointArgs::default().resolve().expect("resolved");
         assert_eq!(defaults.producer_grpc, "127.0.0.1:50051");
         assert_eq!(defaults.consumer_grpc, "127.0.0.1:50052");

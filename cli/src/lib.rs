@@ -5,6 +5,7 @@
 //! client does. Commands write through [`output::Output`], never to the terminal by themselves.
 
 pub mod audit;
+pub mod broker;
 mod client;
 pub mod command;
 pub mod dlq;
@@ -14,6 +15,7 @@ mod files;
 pub mod health;
 pub mod import;
 mod latency;
+mod log_metrics;
 pub mod output;
 mod progress_bar;
 pub mod query;

@@ -1,15 +1,14 @@
 //! One service alone, so that a single binary serves a cluster too, and the settings of each.
 
-use std::{process::ExitCode, time::Duration};
+use std::process::ExitCode;
 
 use clap::{Args, Subcommand, ValueEnum};
-use serde::{Deserialize, Serialize, de::DeserializeOwned};
-use streamgauge_broker::{Broker, BrokerConfig};
+use serde::{Serialize, de::DeserializeOwned};
 use streamgauge_settings::ConfigArgs;
-use streamgauge_telemetry::TelemetryConfig;
 
 use crate::{
     audit::AuditConfig,
+    broker::BrokerAloneConfig,
     error::{CliError, Exit},
     output::Output,
     rebuild::RebuildConfig,
@@ -50,40 +49,6 @@ Environment variables begin with STREAMGAUGE_ANALYTICS_. Stops on SIGINT and SIG
 pub struct AnalyticsArgs {
     #[command(flatten)]
     config: ConfigArgs,
-}
-
-/// Run the embedded log alone: a Kafka-protocol broker for one machine
-#[derive(Clone, Debug, Args)]
-#[command(after_long_help = "\
-Example:
-  streamgauge broker --set broker.data_dir=data/log --set broker.listen=127.0.0.1:9092
-
-Environment variables begin with STREAMGAUGE_BROKER_. Stops on SIGINT and SIGTERM.")]
-pub struct BrokerArgs {
-    #[command(flatten)]
-    config: ConfigArgs,
-}
-
-/// The settings of the embedded log on its own.
-#[derive(Clone, Debug, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-pub struct BrokerAloneConfig {
-    /// The log.
-    pub broker: BrokerConfig,
-    /// Its log lines.
-    pub telemetry: TelemetryConfig,
-    /// Time for requests to finish at shutdown, in milliseconds.
-    pub shutdown_deadline_ms: u64,
-}
-
-impl Default for BrokerAloneConfig {
-    fn default() -> Self {
-        Self {
-            broker: BrokerConfig::default(),
-            telemetry: TelemetryConfig::default(),
-            shutdown_deadline_ms: 10_000,
-        }
-    }
 }
 
 /// Runs the producer.
@@ -133,33 +98,6 @@ fn in_effect<T: Serialize + DeserializeOwned + Default>(
         .load()
         .map_err(|error| CliError::Settings(Box::new(error)))?;
     Ok(show(&config, output)?.into())
-}
-
-/// Runs the embedded log.
-///
-/// # Errors
-/// When a setting, the folder or the address cannot be used.
-pub async fn broker(args: BrokerArgs, output: &mut Output) -> Result<Exit, CliError> {
-    let config: BrokerAloneConfig = args
-        .config
-        .loader("STREAMGAUGE_BROKER")
-        .load()
-        .map_err(|error| CliError::Settings(Box::new(error)))?;
-    if args.config.print_config {
-        output.settings(&config)?;
-        return Ok(Exit::Ok);
-    }
-    let telemetry = streamgauge_telemetry::init("broker", "embedded", &config.telemetry)
-        .map_err(|error| CliError::Settings(Box::new(error)))?;
-    let broker = Broker::start(config.broker)
-        .await
-        .map_err(|error| CliError::Settings(Box::new(error)))?;
-    output.note(format!("listening on {}", broker.local_addr()))?;
-    streamgauge_lifecycle::signal().await;
-    let deadline = Duration::from_millis(config.shutdown_deadline_ms);
-    broker.shutdown(deadline).await;
-    telemetry.shutdown(deadline).await;
-    Ok(Exit::Ok)
 }
 
 /// Show the settings of a service, as a file that it reads

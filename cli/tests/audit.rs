@@ -1,5 +1,7 @@
 //! The audit as its user meets it, over books that somebody tampered with: its words and its exit code.
 
+mod common;
+
 use std::{
     collections::BTreeSet,
     io::{BufRead, BufReader},
@@ -9,6 +11,7 @@ use std::{
     time::Duration,
 };
 
+use common::{Up, binary};
 use prost::Message;
 use serde_json::Value;
 use streamgauge_broker::{Broker, BrokerConfig};
@@ -55,22 +58,10 @@ impl Ran {
     }
 }
 
-/// The binary, untouched by the settings of whoever runs the tests.
-fn command(state: &Path) -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_streamgauge"));
-    for (name, _) in std::env::vars_os() {
-        if name.to_string_lossy().starts_with("STREAMGAUGE_") {
-            command.env_remove(name);
-        }
-    }
-    command.env("XDG_STATE_HOME", state).stdin(Stdio::null());
-    command
-}
-
 /// Runs it; with `--json` only what it says on standard output counts.
 async fn run(state: &Path, arguments: Vec<String>) -> Ran {
     let json = arguments.iter().any(|argument| argument == "--json");
-    let mut command = command(state);
+    let mut command = binary(state);
     let output = tokio::task::spawn_blocking(move || command.args(arguments).output());
     let output = output.await.expect("no panic").expect("the binary starts");
     let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
@@ -354,7 +345,7 @@ struct Watch {
 
 impl Watch {
     fn start(log: &Log, more: &[&str]) -> Self {
-        let mut child = command(log.folder.path())
+        let mut child = binary(log.folder.path())
             .args(log.arguments(more))
             .args(["--watch", "--every=100ms", "--json"])
             .stdout(Stdio::piped())
@@ -429,66 +420,21 @@ async fn a_watch_tells_changes_and_ends_with_the_worst_round() {
 }
 
 /// A system of its own in one process.
-struct Up {
-    child: Child,
-    folder: TempDir,
-    brokers: String,
-}
-
 impl Up {
-    async fn start() -> Self {
-        let folder = tempfile::tempdir().expect("a folder");
-        let mut child = command(folder.path())
-            .args(["up", "--ephemeral-ports", "--json", "--set=partitions=2"])
-            // Every figure is the test's own.
-            .arg("--set=analytics.canary.enabled=false")
-            .arg(format!(
-                "--data-dir={}",
-                folder.path().join("data").display()
-            ))
-            .stdout(Stdio::piped())
-            .stderr(Stdio::null())
-            .spawn()
-            .expect("the binary starts");
-        let mut lines = BufReader::new(child.stdout.take().expect("piped"));
-        let reading = tokio::task::spawn_blocking(move || {
-            let mut document = String::new();
-            while !document.ends_with("\n}\n") {
-                let read = lines.read_line(&mut document).expect("text");
-                assert!(read > 0, "it ended: {document}");
-            }
-            document
-        });
-        let read = tokio::time::timeout(DEADLINE, reading).await;
-        let document = read.expect("it is ready in time").expect("no panic");
-        let endpoints: Value = serde_json::from_str(&document).expect("the endpoints");
-        let brokers = endpoints["broker"].as_str().expect("an address").to_owned();
-        Self {
-            child,
-            folder,
-            brokers,
-        }
+    fn brokers(&self) -> &str {
+        self.endpoints["broker"].as_str().expect("an address")
     }
 
     async fn run(&self, arguments: &[&str]) -> Ran {
-        let endpoints = self.folder.path().join("data").join("endpoints.json");
-        let at = format!("--endpoints={}", endpoints.display());
+        let at = format!("--endpoints={}", self.endpoints_file().display());
         let arguments = arguments.iter().map(|argument| (*argument).to_owned());
         run(self.folder.path(), arguments.chain([at]).collect()).await
     }
 }
 
-impl Drop for Up {
-    fn drop(&mut self) {
-        // It may have ended already.
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
-}
-
 #[tokio::test(flavor = "multi_thread")]
 async fn a_live_system_balances_to_the_last_row_and_a_rewritten_log_does_not() {
-    let up = Up::start().await;
+    let up = Up::start(&["partitions=2"]);
     let sent = ["send-events", "--json", "--count=2000", "--rate=1000"];
     up.run(&sent).await.exits(0);
     let settled = async {
@@ -527,7 +473,7 @@ async fn a_live_system_balances_to_the_last_row_and_a_rewritten_log_does_not() {
         .exits(2)
         .says(&["topic copy does not exist"]);
     let kafka = KafkaConfig {
-        brokers: up.brokers.clone(),
+        brokers: up.brokers().to_owned(),
         ..KafkaConfig::default()
     };
     let spec = streamgauge_kafka::admin::TopicSpec {
@@ -538,7 +484,7 @@ async fn a_live_system_balances_to_the_last_row_and_a_rewritten_log_does_not() {
     };
     let created = streamgauge_kafka::admin::ensure_topics(&kafka, &[spec]).await;
     created.expect("a topic");
-    copy_without(&up.brokers, METRICS, "copy", 0).await;
+    copy_without(up.brokers(), METRICS, "copy", 0).await;
     up.run(&create).await.exits(1).says(&[
         "BROKEN at partition 1 by",
         "since offset 0: the chain stops here",

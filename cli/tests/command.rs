@@ -1,17 +1,19 @@
 //! The command line as its user meets it: the built binary, its output and its exit codes.
 
+mod common;
+
 use std::{
     fs,
-    io::{BufRead, BufReader, Write},
+    io::Write,
     net::TcpListener,
-    path::{Path, PathBuf},
-    process::{Child, Command, Stdio},
+    path::Path,
+    process::{Command, Stdio},
     time::{Duration, Instant},
 };
 
+use common::{Up, binary, nowhere};
 use flate2::{Compression, write::GzEncoder};
 use serde_json::Value;
-use tempfile::TempDir;
 
 /// Longest wait for a process to end that was asked to.
 const END_DEADLINE: Duration = Duration::from_secs(40);
@@ -43,24 +45,9 @@ impl Ran {
     }
 }
 
-/// The binary, untouched by the settings of whoever runs the tests.
-fn command(state: &Path) -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_streamgauge"));
-    for (name, _) in std::env::vars_os() {
-        if name.to_string_lossy().starts_with("STREAMGAUGE_") {
-            command.env_remove(name);
-        }
-    }
-    command
-        .env("XDG_STATE_HOME", state)
-        .env("TERM", "xterm-256color")
-        .env_remove("NO_COLOR");
-    command
-}
-
 fn run_in(state: &Path, endpoints: Option<&Path>, arguments: &[&str], input: &[u8]) -> Ran {
     let endpoints = endpoints.map(|path| ("STREAMGAUGE_ENDPOINTS", path));
-    let mut child = command(state)
+    let mut child = binary(state)
         .envs(endpoints)
         .args(arguments)
         .stdin(Stdio::piped())
@@ -91,12 +78,6 @@ fn run_in(state: &Path, endpoints: Option<&Path>, arguments: &[&str], input: &[u
 fn run(arguments: &[&str]) -> Ran {
     let state = tempfile::tempdir().expect("a folder");
     run_in(state.path(), None, arguments, b"")
-}
-
-/// An address where nobody listens.
-fn nowhere() -> String {
-    let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
-    listener.local_addr().expect("bound").to_string()
 }
 
 #[test]
@@ -275,57 +256,19 @@ fn a_port_that_is_taken_is_named_with_its_setting() {
         .says(&[&taken.to_string(), "http.listen"]);
 }
 
-/// A system of its own in one process.
-struct Up {
-    child: Child,
-    folder: TempDir,
-    endpoints: Value,
-}
-
 impl Up {
-    fn start() -> Self {
-        let folder = tempfile::tempdir().expect("a folder");
-        let notes = fs::File::create(folder.path().join("notes")).expect("a file");
-        let data = folder.path().join("data");
-        let mut child = command(folder.path())
-            .args(["up", "--ephemeral-ports", "--json", "--data-dir"])
-            .arg(&data)
-            // Every figure is the test's own.
-            .arg("--set=analytics.canary.enabled=false")
-            .stdout(Stdio::piped())
-            .stderr(notes)
-            .spawn()
-            .expect("the binary starts");
-        let mut document = String::new();
-        let mut lines = BufReader::new(child.stdout.take().expect("piped"));
-        while !document.ends_with("\n}\n") {
-            let read = lines.read_line(&mut document).expect("text");
-            assert!(read > 0, "it ended: {}", Self::notes_in(folder.path()));
-        }
-        let endpoints = serde_json::from_str(&document).expect("the endpoints");
-        Self {
-            child,
-            folder,
-            endpoints,
-        }
-    }
-
-    fn notes_in(folder: &Path) -> String {
-        fs::read_to_string(folder.join("notes")).unwrap_or_default()
-    }
-
-    fn data(&self) -> PathBuf {
-        self.folder.path().join("data")
-    }
-
     /// A command that talks to it.
     fn run(&self, arguments: &[&str]) -> Ran {
         self.feed(arguments, b"")
     }
 
     fn feed(&self, arguments: &[&str], input: &[u8]) -> Ran {
-        let endpoints = self.data().join("endpoints.json");
-        run_in(self.folder.path(), Some(&endpoints), arguments, input)
+        run_in(
+            self.folder.path(),
+            Some(&self.endpoints_file()),
+            arguments,
+            input,
+        )
     }
 
     fn file(&self, name: &str, bytes: &[u8]) -> String {
@@ -347,28 +290,14 @@ impl Up {
             assert!(Instant::now() < end, "it does not end");
             pause();
         };
-        assert!(
-            !self.data().join("endpoints.json").exists(),
-            "its addresses are gone"
-        );
-        (
-            status.code().unwrap_or(-1),
-            Self::notes_in(self.folder.path()),
-        )
+        assert!(!self.endpoints_file().exists(), "its addresses are gone");
+        (status.code().unwrap_or(-1), self.notes())
     }
 }
 
 #[allow(clippy::disallowed_methods, reason = "polls for the end of a process")]
 fn pause() {
     std::thread::sleep(Duration::from_millis(20));
-}
-
-impl Drop for Up {
-    fn drop(&mut self) {
-        // It may have ended already.
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
 }
 
 /// What an import says of itself.
@@ -496,7 +425,7 @@ fn audits(up: &Up) {
 
 #[test]
 fn a_system_from_its_start_to_its_end() {
-    let up = Up::start();
+    let up = Up::start(&[]);
     assert_eq!(up.run(&["health", "--json"]).exits(0).json()["ready"], true);
     imports(&up);
     let sent = up

@@ -1,11 +1,12 @@
 //! A rebuild beside a running system, as its user meets it: figures are compared, a wrong one is named and mended, events
 //! go on flowing, and no query is left without an answer.
 
+mod common;
+
 use std::{
     fs,
-    io::{BufRead, BufReader},
-    path::{Path, PathBuf},
-    process::{Child, Command, Stdio},
+    path::PathBuf,
+    process::{Child, Stdio},
     sync::{
         Arc,
         atomic::{AtomicBool, AtomicU64, Ordering},
@@ -13,6 +14,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use common::{Up, binary};
 use serde_json::Value;
 use streamgauge_analytics::{
     checkpoint::random_name,
@@ -25,67 +27,10 @@ use tempfile::TempDir;
 /// Longest wait for a condition.
 const DEADLINE: Duration = Duration::from_secs(60);
 
-fn binary(state: &Path) -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_streamgauge"));
-    for (name, _) in std::env::vars_os() {
-        if name.to_string_lossy().starts_with("STREAMGAUGE_") {
-            command.env_remove(name);
-        }
-    }
-    command.env("XDG_STATE_HOME", state);
-    command
-}
-
-/// `streamgauge up`.
-struct Up {
-    child: Child,
-    folder: TempDir,
-    endpoints: Value,
-}
-
 impl Up {
-    fn start() -> Self {
-        let folder = tempfile::tempdir().expect("a folder");
-        let notes = fs::File::create(folder.path().join("notes")).expect("a file");
-        let mut child = binary(folder.path())
-            .args(["up", "--ephemeral-ports", "--json", "--data-dir"])
-            .arg(folder.path().join("data"))
-            // Swaps are noticed soon, checkpoints come often, and every query needs the store.
-            .args(["--set", "analytics.store.swap_poll_ms=50"])
-            .args(["--set", "analytics.checkpoint.interval_ms=200"])
-            .args(["--set", "analytics.view.recent_seconds=0"])
-            // Every figure is the test's own.
-            .args(["--set", "analytics.canary.enabled=false"])
-            .stdout(Stdio::piped())
-            .stderr(notes)
-            .spawn()
-            .expect("the binary starts");
-        let mut document = String::new();
-        let mut lines = BufReader::new(child.stdout.take().expect("piped"));
-        while !document.ends_with("\n}\n") {
-            let read = lines.read_line(&mut document).expect("text");
-            let notes = fs::read_to_string(folder.path().join("notes"));
-            assert!(read > 0, "it ended: {notes:?}");
-        }
-        let endpoints = serde_json::from_str(&document).expect("the endpoints");
-        Self {
-            child,
-            folder,
-            endpoints,
-        }
-    }
-
-    fn data(&self) -> PathBuf {
-        self.folder.path().join("data")
-    }
-
     /// A command that talks to it: its exit code and its document.
     fn run(&self, arguments: &[&str]) -> (i32, Value, String) {
-        let output = binary(self.folder.path())
-            .env("STREAMGAUGE_ENDPOINTS", self.data().join("endpoints.json"))
-            .args(arguments)
-            .output()
-            .expect("it runs");
+        let output = self.command(arguments).output().expect("it runs");
         let code = output.status.code().expect("an exit code");
         let said = String::from_utf8_lossy(&output.stderr).into_owned();
         let document = serde_json::from_slice(&output.stdout).unwrap_or(Value::Null);
@@ -106,12 +51,13 @@ impl Up {
     }
 }
 
-impl Drop for Up {
-    fn drop(&mut self) {
-        // It may have ended already.
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
+/// One in which swaps are noticed soon, checkpoints come often, and every query needs the store.
+fn start() -> Up {
+    Up::start(&[
+        "analytics.store.swap_poll_ms=50",
+        "analytics.checkpoint.interval_ms=200",
+        "analytics.view.recent_seconds=0",
+    ])
 }
 
 /// How many events the store answers for.
@@ -188,7 +134,7 @@ async fn corrupt(up: &Up, count: u64) -> String {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 3)]
 async fn a_running_system_is_rebuilt_while_it_counts_and_answers() {
-    let up = Arc::new(Up::start());
+    let up = Arc::new(start());
     let http = up.endpoints["analytics"]["http"]
         .as_str()
         .expect("an address");

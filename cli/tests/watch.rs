@@ -1,20 +1,17 @@
 //! The watch as its user meets it: a snapshot of a running system, and the view on a terminal, which
 //! is given back whatever happens.
 
+mod common;
 mod terminal;
 
 use std::{
-    fs,
-    io::{BufRead, BufReader},
-    net::TcpListener,
-    path::Path,
-    process::{Child, Command, ExitStatus, Stdio},
+    process::{Child, Command, ExitStatus},
     time::{Duration, Instant},
 };
 
+use common::{Up, binary, nowhere};
 use serde_json::Value;
 use streamgauge::watch::screen::Screen;
-use tempfile::TempDir;
 use terminal::{Terminal, pause};
 
 /// Longest wait for a condition.
@@ -25,73 +22,11 @@ const PANICS: &str = "STREAMGAUGE_TEST_PANICS";
 const ALTERNATE_SCREEN: &str = "\u{1b}[?1049h";
 const USUAL_SCREEN: &str = "\u{1b}[?1049l";
 
-fn binary(state: &Path) -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_streamgauge"));
-    for (name, _) in std::env::vars_os() {
-        if name.to_string_lossy().starts_with("STREAMGAUGE_") {
-            command.env_remove(name);
-        }
-    }
-    command
-        .env("XDG_STATE_HOME", state)
-        .env("TERM", "xterm-256color")
-        .env_remove("NO_COLOR");
-    command
-}
-
-/// `streamgauge up`.
-struct Up {
-    child: Child,
-    folder: TempDir,
-}
-
-impl Up {
-    fn start() -> Self {
-        let folder = tempfile::tempdir().expect("a folder");
-        let notes = fs::File::create(folder.path().join("notes")).expect("a file");
-        let mut child = binary(folder.path())
-            .args(["up", "--ephemeral-ports", "--json", "--data-dir"])
-            .arg(folder.path().join("data"))
-            // Every figure is the test's own.
-            .arg("--set=analytics.canary.enabled=false")
-            .stdout(Stdio::piped())
-            .stderr(notes)
-            .spawn()
-            .expect("the binary starts");
-        let mut document = String::new();
-        let mut lines = BufReader::new(child.stdout.take().expect("piped"));
-        while !document.ends_with("\n}\n") {
-            let read = lines.read_line(&mut document).expect("text");
-            let notes = fs::read_to_string(folder.path().join("notes"));
-            assert!(read > 0, "it ended: {notes:?}");
-        }
-        Self { child, folder }
-    }
-
-    /// A command that talks to it.
-    fn command(&self, arguments: &[&str]) -> Command {
-        let endpoints = self.folder.path().join("data/endpoints.json");
-        let mut command = binary(self.folder.path());
-        command
-            .env("STREAMGAUGE_ENDPOINTS", endpoints)
-            .args(arguments);
-        command
-    }
-
-    /// The view on a terminal, with these flags.
-    fn watch(&self, terminal: &Terminal, flags: &[&str]) -> Child {
-        let mut command = self.command(&[&["watch"], flags].concat());
-        terminal.carries(&mut command);
-        command.spawn().expect("it starts")
-    }
-}
-
-impl Drop for Up {
-    fn drop(&mut self) {
-        // It may have ended already.
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
+/// The view on a terminal, with these flags.
+fn on_terminal(up: &Up, terminal: &Terminal, flags: &[&str]) -> Child {
+    let mut command = up.command(&[&["watch"], flags].concat());
+    terminal.carries(&mut command);
+    command.spawn().expect("it starts")
 }
 
 /// The exit code, what was printed and what was said beside it.
@@ -100,12 +35,6 @@ fn ran(mut command: Command) -> (i32, String, String) {
     let code = output.status.code().expect("an exit code");
     let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
     (code, text(&output.stdout), text(&output.stderr))
-}
-
-/// An address where nobody listens.
-fn nowhere() -> String {
-    let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
-    listener.local_addr().expect("bound").to_string()
 }
 
 fn ended(child: &mut Child) -> ExitStatus {
@@ -172,7 +101,7 @@ fn snapshots(up: &Up) {
 fn views(up: &Up) {
     let mut terminal = Terminal::new(80, 24);
     assert!(terminal.is_as_before());
-    let mut watch = up.watch(&terminal, &["--interval-ms=200"]);
+    let mut watch = on_terminal(up, &terminal, &["--interval-ms=200"]);
     for text in [ALTERNATE_SCREEN, "[1 Overview]", "HEALTHY", "700", "q quit"] {
         terminal.shows(text);
     }
@@ -191,7 +120,7 @@ fn views(up: &Up) {
 
 fn a_signal_ends_it(up: &Up) {
     let terminal = Terminal::new(60, 15);
-    let mut watch = up.watch(&terminal, &["--no-color"]);
+    let mut watch = on_terminal(up, &terminal, &["--no-color"]);
     terminal.shows("HEALTHY");
     let pid = watch.id().to_string();
     let asked = Command::new("kill").args(["-TERM", &pid]).status();
@@ -208,7 +137,7 @@ fn a_signal_ends_it(up: &Up) {
 
 #[test]
 fn a_running_system_is_shown() {
-    let up = Up::start();
+    let up = Up::start(&[]);
     let count = format!("--count={SENT}");
     let (code, _, err) = ran(up.command(&["send-events", "--json", &count]));
     assert_eq!(code, 0, "{err}");

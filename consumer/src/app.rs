@@ -11,8 +11,8 @@ use streamgauge_kafka::{
     admin::{self, TopicSpec},
 };
 use streamgauge_lifecycle::{
-    BoxError, Condition, EXIT_FAILED, EXIT_WRONG_SETTINGS, Health, Outcome, SharedClock, Shutdown,
-    SystemClock, Tasks, fail, serve_http, signal, write_line,
+    BoxError, Condition, EXIT_FAILED, EXIT_WRONG_SETTINGS, Exposition, Health, Outcome,
+    SharedClock, Shutdown, SystemClock, Tasks, fail, serve_http, signal, write_line,
 };
 use streamgauge_resilience::Backoff;
 use streamgauge_settings::ConfigArgs;
@@ -47,6 +47,8 @@ pub struct Listeners {
     pub http: TcpListener,
     /// Control.
     pub grpc: TcpListener,
+    /// Metrics, where they have a listener of their own.
+    pub metrics: Option<Exposition>,
 }
 
 /// What the service is handed from outside.
@@ -70,6 +72,7 @@ pub async fn bind(config: &Config) -> Result<Listeners, Error> {
     Ok(Listeners {
         http: streamgauge_lifecycle::bind("http.listen", config.http.listen).await?,
         grpc: streamgauge_lifecycle::bind("grpc.listen", config.grpc.listen).await?,
+        metrics: config.http.metrics.bind("http.metrics").await?,
     })
 }
 
@@ -100,6 +103,7 @@ pub async fn run(config: Config, listeners: Listeners, deps: Deps) -> Result<(),
         stop.clone(),
     );
 
+    let here = listeners.metrics.is_none().then(|| deps.metrics.encoder());
     let router = http::router(
         http::Shared {
             board: board.clone(),
@@ -108,7 +112,7 @@ pub async fn run(config: Config, listeners: Listeners, deps: Deps) -> Result<(),
         desk.clone(),
         &metrics,
         health.clone(),
-        &deps.metrics,
+        here,
     );
     let mut tasks = Tasks::new(stop.clone());
     let open_desk = desk.clone();
@@ -117,6 +121,10 @@ pub async fn run(config: Config, listeners: Listeners, deps: Deps) -> Result<(),
         Ok(())
     });
     let (server, closing) = (config.http.server.clone(), stop.clone());
+    if let Some(exposition) = listeners.metrics {
+        let (metrics, closing) = (deps.metrics.encoder(), stop.clone());
+        exposition.spawn(&mut tasks, metrics, &server, closing, deadline);
+    }
     tasks.spawn("http", async move {
         serve_http(listeners.http, router, server, closing, deadline)
             .await

@@ -5,7 +5,7 @@ use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 use serde::{Deserialize, Serialize};
 use streamgauge_kafka::{FetchConfig, GroupConfig, KafkaConfig, PublisherConfig};
-use streamgauge_lifecycle::HttpServerConfig;
+use streamgauge_lifecycle::{ExpositionConfig, HttpServerConfig};
 use streamgauge_resilience::BackoffConfig;
 use streamgauge_telemetry::TelemetryConfig;
 
@@ -108,6 +108,8 @@ pub struct HttpConfig {
     pub listen: SocketAddr,
     /// How much the server puts up with.
     pub server: HttpServerConfig,
+    /// `/metrics` on a listener of its own.
+    pub metrics: ExpositionConfig,
 }
 
 impl Default for HttpConfig {
@@ -115,6 +117,7 @@ impl Default for HttpConfig {
         Self {
             listen: SocketAddr::from(([127, 0, 0, 1], 8082)),
             server: HttpServerConfig::default(),
+            metrics: ExpositionConfig::default(),
         }
     }
 }
@@ -125,6 +128,12 @@ impl Default for HttpConfig {
 pub struct GrpcConfig {
     /// Address to listen on. Whoever reaches it may pause partitions, and read and replay dead letters.
     pub listen: SocketAddr,
+    /// Connections at once; those beyond are closed.
+    pub max_connections: usize,
+    /// How often a client is asked whether it is still there, in milliseconds.
+    pub keepalive_interval_ms: u64,
+    /// How long it may take to answer that, in milliseconds, before its connection is cut.
+    pub keepalive_timeout_ms: u64,
     /// Largest request, in KiB.
     pub request_kib_max: usize,
     /// Calls at once on one connection; those beyond wait.
@@ -137,6 +146,9 @@ impl Default for GrpcConfig {
     fn default() -> Self {
         Self {
             listen: SocketAddr::from(([127, 0, 0, 1], 50052)),
+            max_connections: 256,
+            keepalive_interval_ms: 30_000,
+            keepalive_timeout_ms: 10_000,
             request_kib_max: 64,
             connection_calls_max: 64,
             close_ms_max: 2_000,

@@ -1,7 +1,7 @@
 //! What can end the service. Kafka being away is none of these: that is waited for.
 
 use streamgauge_kafka::KafkaError;
-use streamgauge_lifecycle::{BindError, BoxError, ReflectionError};
+use streamgauge_lifecycle::{BindError, BoxError, ExpositionError, ReflectionError};
 
 use crate::core::series::SeriesError;
 
@@ -30,6 +30,9 @@ pub enum Error {
     /// An address to listen on.
     #[error(transparent)]
     Bind(#[from] BindError),
+    /// Where metrics are served.
+    #[error(transparent)]
+    Exposition(#[from] ExpositionError),
     /// The topics do not fit each other, or a Kafka setting is refused.
     #[error(transparent)]
     Kafka(#[from] KafkaError),

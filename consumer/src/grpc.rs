@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use streamgauge_lifecycle::{GrpcOps, Health, SharedClock, Shutdown};
+use streamgauge_lifecycle::{GrpcConnections, GrpcOps, Health, SharedClock, Shutdown};
 use streamgauge_proto::{
     FILE_DESCRIPTOR_SET,
     v1::{
@@ -12,8 +12,7 @@ use streamgauge_proto::{
     },
 };
 use tokio::net::TcpListener;
-use tokio_stream::wrappers::TcpListenerStream;
-use tonic::{Request, Response, Status, transport::Server};
+use tonic::{Request, Response, Status};
 
 use crate::{
     config::GrpcConfig, desk::Desk, error::Error, metrics::ConsumerMetrics, status::Board,
@@ -97,15 +96,21 @@ pub async fn serve(
     let control =
         ConsumerControlServer::new(services.control).max_decoding_message_size(request_bytes_max);
     let desk = DeadLettersServer::new(services.desk).max_decoding_message_size(request_bytes_max);
-    let server = Server::builder()
-        .tcp_nodelay(true)
+    let connections = GrpcConnections::new(
+        config.max_connections,
+        config.keepalive_interval_ms,
+        config.keepalive_timeout_ms,
+    );
+    let incoming = connections.incoming(listener, shutdown.clone());
+    let server = connections
+        .server()
         .concurrency_limit_per_connection(config.connection_calls_max as usize)
         .max_concurrent_streams(config.connection_calls_max)
         .layer(metrics.rpc().layer())
         .add_routes(ops.routes())
         .add_service(control)
         .add_service(desk)
-        .serve_with_incoming_shutdown(TcpListenerStream::new(listener), shutdown.triggered_owned());
+        .serve_with_incoming_shutdown(incoming, shutdown.triggered_owned());
     // A client that keeps a call open must not keep the service.
     let close = deadline.min(Duration::from_millis(config.close_ms_max));
     match ops.serve(server, shutdown, close).await {

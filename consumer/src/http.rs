@@ -9,9 +9,8 @@ use axum::{
 };
 use serde::Deserialize;
 use serde_json::json;
-use streamgauge_lifecycle::{Health, SharedClock, matched_path, ops_router};
+use streamgauge_lifecycle::{Encoder, Health, SharedClock, matched_path, ops_router};
 use streamgauge_proto::{ErrorCode, Problem, v1};
-use streamgauge_telemetry::Metrics;
 use tower_http::catch_panic::CatchPanicLayer;
 
 use crate::{
@@ -36,13 +35,13 @@ struct Partitions {
     partitions: Vec<i32>,
 }
 
-/// All routes.
+/// All routes; `/metrics` where it is not served elsewhere.
 pub fn router(
     shared: Shared,
     desk: Desk,
     metrics: &ConsumerMetrics,
     health: Health,
-    registry: &Metrics,
+    exposed: Option<Encoder>,
 ) -> Router {
     Router::new()
         .route("/v1/status", get(status))
@@ -56,7 +55,7 @@ pub fn router(
         )
         .with_state(shared)
         .merge(desk::http::router(desk))
-        .merge(ops_router(health, registry.encoder()))
+        .merge(ops_router(health, exposed))
         .fallback(async || refuse(&Problem::new(ErrorCode::NotFound, "there is no such route")))
         .method_not_allowed_fallback(async || {
             refuse(&Problem::new(

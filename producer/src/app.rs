@@ -9,8 +9,8 @@ use std::time::Duration;
 
 use streamgauge_kafka::{Publisher, PublisherConfig};
 use streamgauge_lifecycle::{
-    BoxError, Condition, EXIT_FAILED, EXIT_WRONG_SETTINGS, Health, Outcome, SharedClock, Shutdown,
-    SystemClock, Tasks, fail, serve_http, signal, write_line,
+    BoxError, Condition, EXIT_FAILED, EXIT_WRONG_SETTINGS, Exposition, Health, Outcome,
+    SharedClock, Shutdown, SystemClock, Tasks, fail, serve_http, signal, write_line,
 };
 use streamgauge_resilience::Breaker;
 use streamgauge_settings::ConfigArgs;
@@ -46,6 +46,8 @@ const TELEMETRY_DEADLINE: Duration = Duration::from_secs(2);
 pub struct Listeners {
     pub http: TcpListener,
     pub grpc: TcpListener,
+    /// Metrics, where they have a listener of their own.
+    pub metrics: Option<Exposition>,
 }
 
 /// What the service is handed from outside.
@@ -62,6 +64,7 @@ pub async fn bind(config: &Config) -> Result<Listeners, Error> {
     Ok(Listeners {
         http: streamgauge_lifecycle::bind("http.listen", config.http.listen).await?,
         grpc: streamgauge_lifecycle::bind("grpc.listen", config.grpc.listen).await?,
+        metrics: config.http.metrics.bind("http.metrics").await?,
     })
 }
 
@@ -215,7 +218,8 @@ pub(crate) async fn serve(
         limits: limits.clone(),
         admin_body_bytes_max: config.admin.body_bytes_max,
     };
-    let router = http::router(shared, parts.health.clone(), &deps.metrics);
+    let here = listeners.metrics.is_none().then(|| deps.metrics.encoder());
+    let router = http::router(shared, parts.health.clone(), here);
     let grpc = grpc::Shared {
         intake: parts.intake.clone(),
         limits,
@@ -228,6 +232,10 @@ pub(crate) async fn serve(
         parts.health.clone(),
     );
     let mut tasks = Tasks::new(stop.clone());
+    if let Some(exposition) = listeners.metrics {
+        let (metrics, stop) = (deps.metrics.encoder(), stop.clone());
+        exposition.spawn(&mut tasks, metrics, &server, stop, door_deadline);
+    }
     tasks.spawn("http", async move {
         serve_http(listeners.http, router, server, stop, door_deadline)
             .await

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 use streamgauge_kafka::{KafkaConfig, PublisherConfig};
-use streamgauge_lifecycle::HttpServerConfig;
+use streamgauge_lifecycle::{ExpositionConfig, HttpServerConfig};
 use streamgauge_resilience::{BackoffConfig, BreakerConfig};
 use streamgauge_settings::Secret;
 use streamgauge_telemetry::TelemetryConfig;
@@ -103,6 +103,8 @@ pub struct HttpConfig {
     pub listen: SocketAddr,
     /// What connections may take.
     pub server: HttpServerConfig,
+    /// `/metrics` on a listener of its own.
+    pub metrics: ExpositionConfig,
 }
 
 impl Default for HttpConfig {
@@ -110,6 +112,7 @@ impl Default for HttpConfig {
         Self {
             listen: SocketAddr::from((Ipv4Addr::UNSPECIFIED, 8081)),
             server: HttpServerConfig::default(),
+            metrics: ExpositionConfig::default(),
         }
     }
 }

@@ -25,6 +25,7 @@ mod intake;
 mod ledger;
 mod metrics;
 mod publish;
+mod sampling;
 mod spool;
 
 pub use admission::rates::RateLimits;

@@ -198,9 +198,11 @@ struct Inner {
 
 const SUBMIT_CODES: [u16; 12] = [200, 400, 401, 403, 405, 408, 413, 415, 429, 499, 500, 503];
 const ADMIN_CODES: [u16; 9] = [200, 400, 401, 403, 405, 408, 413, 499, 500];
-const METHODS: [&str; 6] = [
+const METHODS: [&str; 8] = [
     "streamgauge.v1.ProducerControl/GetRateLimits",
     "streamgauge.v1.ProducerControl/SetRateLimits",
+    "streamgauge.v1.ProducerControl/GetSampling",
+    "streamgauge.v1.ProducerControl/SetSampling",
     "streamgauge.v1.Submission/Submit",
     "streamgauge.v1.Submission/SubmitBatch",
     "streamgauge.v1.Submission/SubmitStream",
@@ -225,6 +227,8 @@ impl ProducerMetrics {
             ("GET", "/v1/ledger", &SUBMIT_CODES[..1]),
             ("GET", "/v1/admin/rate-limits", &ADMIN_CODES[..]),
             ("PUT", "/v1/admin/rate-limits", &ADMIN_CODES[..]),
+            ("GET", "/v1/admin/tracing", &ADMIN_CODES[..]),
+            ("PUT", "/v1/admin/tracing", &ADMIN_CODES[..]),
         ];
         let inner = Inner {
             core,

@@ -15,7 +15,8 @@ use streamgauge_producer::{Config, TokenConfig};
 use streamgauge_proto::v1::producer_control_client::ProducerControlClient;
 use streamgauge_proto::v1::submission_client::SubmissionClient;
 use streamgauge_proto::v1::{
-    GetRateLimitsRequest, Rate, RateLimits, SetRateLimitsRequest, SubmitBatchRequest,
+    GetRateLimitsRequest, GetSamplingRequest, Rate, RateLimits, SetRateLimitsRequest,
+    SetSamplingRequest, SubmitBatchRequest,
 };
 use streamgauge_settings::Secret;
 use tempfile::TempDir;
@@ -23,6 +24,7 @@ use tonic::{Code, Request};
 
 const EVENT: &str = r#"{"user_id":"u","event_type":"x"}"#;
 const LIMITS: &str = "/v1/admin/rate-limits";
+const TRACING: &str = "/v1/admin/tracing";
 
 fn events(count: usize) -> String {
     format!("[{}]", vec![EVENT; count].join(","))
@@ -41,7 +43,11 @@ async fn eventually(what: &str, mut holds: impl AsyncFnMut() -> bool) {
 }
 
 async fn put(producer: &Producer, token: Option<&str>, body: Value) -> Answer {
-    let request = producer.client.put(producer.url(LIMITS)).json(&body);
+    put_at(producer, LIMITS, token, body).await
+}
+
+async fn put_at(producer: &Producer, path: &str, token: Option<&str>, body: Value) -> Answer {
+    let request = producer.client.put(producer.url(path)).json(&body);
     let request = match token {
         Some(token) => request.bearer_auth(token),
         None => request,
@@ -250,6 +256,42 @@ async fn limits_change_while_the_service_runs() {
         403,
         "by way of a proxy"
     );
+    producer.stop().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_share_of_traces_is_changed_while_it_runs() {
+    let dir = TempDir::new().unwrap();
+    let broker = broker(&dir).await;
+    let producer = Producer::start(config(&broker.bootstrap())).await;
+    let traced = async || {
+        let answer = producer.post("/v1/events", EVENT).await;
+        answer.header("x-trace-id").is_some()
+    };
+    for (ratio, expected) in [(0.0, false), (1.0, true), (0.0, false)] {
+        let answer = put_at(&producer, TRACING, None, json!({"sample_ratio": ratio})).await;
+        assert_eq!(answer.status, 200, "{}", answer.text);
+        let held = json!({"sample_ratio": ratio, "exporting": true});
+        assert_eq!(answer.json(), held);
+        assert_eq!(producer.get(TRACING).await.json(), held);
+        assert_eq!(traced().await, expected, "{ratio}");
+    }
+    for wrong in [json!({"ratio": 1}), json!({"sample_ratio": 2}), json!([])] {
+        let answer = put_at(&producer, TRACING, None, wrong).await;
+        assert_eq!(
+            (answer.status, answer.code().as_str()),
+            (400, "invalid_value")
+        );
+    }
+    let mut control = ProducerControlClient::new(producer.channel().await);
+    let status = control.set_sampling(SetSamplingRequest::default()).await;
+    assert_eq!(status.unwrap_err().code(), Code::InvalidArgument);
+    let sample_ratio = Some(1.0);
+    let changed = control.set_sampling(SetSamplingRequest { sample_ratio });
+    assert_eq!(changed.await.unwrap().into_inner().sample_ratio, 1.0);
+    assert!(traced().await);
+    let shown = control.get_sampling(GetSamplingRequest {}).await;
+    assert!(shown.unwrap().into_inner().exporting);
     producer.stop().await.unwrap();
 }
 

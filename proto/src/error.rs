@@ -90,6 +90,8 @@ codes! {
     LogUnavailable = "log_unavailable", 503, Unavailable, true;
     /// The store cannot be read or written now.
     StoreUnavailable = "store_unavailable", 503, Unavailable, true;
+    /// Alertmanager cannot be asked now.
+    AlertsUnavailable = "alerts_unavailable", 503, Unavailable, true;
     /// The service is starting or stopping.
     NotReady = "not_ready", 503, Unavailable, true;
     /// The deadline passed before the outcome was known.
@@ -124,7 +126,9 @@ pub struct Problem {
     pub retry_after: Option<Duration>,
     /// The id under which the request's one event was tried. It may have been taken after all, so that a retry must
     /// carry this id to be recognised.
-    pub event_id: Option<String>,
+    pub event_id: Option<Box<str>>,
+    /// The trace that shows what happened, where one is recorded.
+    pub trace_id: Option<Box<str>>,
 }
 
 impl Problem {
@@ -138,6 +142,7 @@ impl Problem {
             field: None,
             retry_after,
             event_id: None,
+            trace_id: None,
         }
     }
 
@@ -157,8 +162,15 @@ impl Problem {
 
     /// Says under which id the event is to be sent again.
     #[must_use]
-    pub fn event_id(mut self, event_id: impl Into<String>) -> Self {
+    pub fn event_id(mut self, event_id: impl Into<Box<str>>) -> Self {
         self.event_id = Some(event_id.into());
+        self
+    }
+
+    /// Names the trace that shows what happened.
+    #[must_use]
+    pub fn trace_id(mut self, trace_id: impl Into<Box<str>>) -> Self {
+        self.trace_id = Some(trace_id.into());
         self
     }
 
@@ -169,7 +181,7 @@ impl Problem {
     }
 
     /// The JSON body of an HTTP refusal: `{"error":{"code":…,"message":…,"field":…,"retry_after_ms":…,
-    /// "event_id":…}}`.
+    /// "event_id":…,"trace_id":…}}`.
     pub fn to_json(&self) -> String {
         #[derive(Serialize)]
         struct Body<'a> {
@@ -185,6 +197,8 @@ impl Problem {
             retry_after_ms: Option<u64>,
             #[serde(skip_serializing_if = "Option::is_none")]
             event_id: Option<&'a str>,
+            #[serde(skip_serializing_if = "Option::is_none")]
+            trace_id: Option<&'a str>,
         }
         let body = Body {
             error: Inner {
@@ -193,6 +207,7 @@ impl Problem {
                 field: self.field.as_deref(),
                 retry_after_ms: self.retry_after.map(|after| after.as_millis() as u64),
                 event_id: self.event_id.as_deref(),
+                trace_id: self.trace_id.as_deref(),
             },
         };
         serde_json::to_string(&body).unwrap_or_else(|_| String::from("{\"error\":{}}"))
@@ -268,11 +283,13 @@ mod rich {
         let info = ErrorInfo {
             reason: problem.code.as_str().to_owned(),
             domain: String::from("streamgauge"),
-            metadata: problem
-                .event_id
-                .iter()
-                .map(|id| (String::from("event_id"), id.clone()))
-                .collect(),
+            metadata: [
+                ("event_id", &problem.event_id),
+                ("trace_id", &problem.trace_id),
+            ]
+            .into_iter()
+            .filter_map(|(name, id)| Some((name.to_owned(), id.as_deref()?.to_owned())))
+            .collect(),
         };
         let mut details = vec![any("ErrorInfo", &info)];
         if let Some(after) = problem.retry_after {
@@ -349,10 +366,12 @@ mod tests {
     }
 
     #[test]
-    fn the_id_to_retry_with_is_told_in_both_forms() {
-        let problem = Problem::new(ErrorCode::LogUnavailable, "no answer").event_id("e-1");
+    fn the_id_to_retry_with_and_the_trace_are_told_in_both_forms() {
+        let problem = Problem::new(ErrorCode::LogUnavailable, "no answer");
+        let problem = problem.event_id("e-1").trace_id("abab");
         let json: serde_json::Value = serde_json::from_str(&problem.to_json()).unwrap();
         assert_eq!(json["error"]["event_id"], "e-1");
+        assert_eq!(json["error"]["trace_id"], "abab");
         let status: tonic::Status = problem.into();
         let has = |needle: &[u8]| {
             status
@@ -361,5 +380,6 @@ mod tests {
                 .any(|part| part == needle)
         };
         assert!(has(b"event_id") && has(b"e-1"));
+        assert!(has(b"trace_id") && has(b"abab"));
     }
 }

@@ -65,6 +65,8 @@ struct Ports {
     consumer: [u16; 2],
     analytics: [u16; 2],
     broker: u16,
+    /// Health and metrics of a log that runs alone.
+    broker_http: u16,
 }
 
 impl Ports {
@@ -74,6 +76,7 @@ impl Ports {
             consumer: [free_port(), free_port()],
             analytics: [free_port(), free_port()],
             broker: free_port(),
+            broker_http: free_port(),
         }
     }
 }
@@ -163,6 +166,7 @@ impl System {
         let path = |name: &str| folder.path().join(name).display().to_string();
         let mut arguments = vec![String::from("broker")];
         set(&mut arguments, "broker.listen", &brokers);
+        set(&mut arguments, "http.listen", &local(ports.broker_http));
         set(&mut arguments, "broker.data_dir", &path("log"));
         let mut processes = vec![Process::start("broker", arguments, folder.path())];
         for service in ["producer", "consumer", "analytics"] {
@@ -239,6 +243,12 @@ impl System {
     /// The consumer's base URL.
     pub fn consumer(&self) -> String {
         format!("http://127.0.0.1:{}", self.ports.consumer[0])
+    }
+
+    /// The base URL of the embedded log; none where it has no process of its own.
+    pub fn log(&self) -> Option<String> {
+        let alone = self.processes.iter().any(|one| one.name() == "broker");
+        alone.then(|| format!("http://127.0.0.1:{}", self.ports.broker_http))
     }
 
     /// The system's own folder.

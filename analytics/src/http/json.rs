@@ -234,6 +234,64 @@ impl UserEvents {
     }
 }
 
+/// [`v1::AlertsResponse`].
+#[derive(Debug, Serialize)]
+pub struct Alerts {
+    as_of: Option<String>,
+    alerts: Vec<Alert>,
+    left_out: u32,
+}
+
+impl From<v1::AlertsResponse> for Alerts {
+    fn from(answer: v1::AlertsResponse) -> Self {
+        Self {
+            as_of: time(answer.as_of_us),
+            alerts: answer.alerts.into_iter().map(Alert::from).collect(),
+            left_out: answer.left_out,
+        }
+    }
+}
+
+/// [`v1::Alert`].
+#[derive(Debug, Serialize)]
+pub struct Alert {
+    name: String,
+    severity: String,
+    service: String,
+    component: String,
+    state: &'static str,
+    starts_at: Option<String>,
+    summary: String,
+    description: String,
+    runbook_url: String,
+    dashboard_url: String,
+    labels: BTreeMap<String, String>,
+    fingerprint: String,
+}
+
+impl From<v1::Alert> for Alert {
+    fn from(alert: v1::Alert) -> Self {
+        Self {
+            state: match alert.state() {
+                v1::AlertState::Silenced => "silenced",
+                v1::AlertState::Inhibited => "inhibited",
+                v1::AlertState::Firing | v1::AlertState::Unspecified => "firing",
+            },
+            name: alert.name,
+            severity: alert.severity,
+            service: alert.service,
+            component: alert.component,
+            starts_at: time(alert.starts_at_us),
+            summary: alert.summary,
+            description: alert.description,
+            runbook_url: alert.runbook_url,
+            dashboard_url: alert.dashboard_url,
+            labels: alert.labels.into_iter().collect(),
+            fingerprint: alert.fingerprint,
+        }
+    }
+}
+
 /// [`v1::LedgerResponse`].
 #[derive(Debug, Serialize)]
 pub struct Ledger {

@@ -20,7 +20,7 @@ use axum::{
 };
 use futures::StreamExt;
 use serde::Serialize;
-use streamgauge_lifecycle::{Health, matched_path, ops_router};
+use streamgauge_lifecycle::{Encoder, Health, matched_path, ops_router};
 use streamgauge_proto::{ErrorCode, Problem};
 use streamgauge_telemetry::{
     Metrics, TraceContext, context::TRACEPARENT, http_metrics::HttpMetrics,
@@ -38,8 +38,13 @@ use crate::{
 /// The document that describes the routes.
 pub const OPENAPI: &str = include_str!("../../openapi.yaml");
 
-/// The router of the service.
-pub fn router(shared: Shared, health: Health, metrics: &Metrics) -> Router {
+/// The router of the service; `/metrics` where it is `exposed` here.
+pub fn router(
+    shared: Shared,
+    health: Health,
+    metrics: &Metrics,
+    exposed: Option<Encoder>,
+) -> Router {
     const CODES: [u16; 4] = [200, 400, 404, 503];
     let expected: Vec<(&'static str, &'static str, &[u16])> = ROUTES
         .iter()
@@ -52,7 +57,7 @@ pub fn router(shared: Shared, health: Health, metrics: &Metrics) -> Router {
     });
     questions
         .with_state(shared)
-        .merge(ops_router(health, metrics.encoder()))
+        .merge(ops_router(health, exposed))
         .fallback(unknown_route)
         .method_not_allowed_fallback(unknown_method)
         .route_layer(layer)
@@ -66,6 +71,7 @@ fn handler(question: Question) -> MethodRouter<Shared> {
         Question::DistinctUsers => get(distinct_users),
         Question::UserActivity => get(user_activity),
         Question::Ledger => get(ledger),
+        Question::Alerts => get(alerts),
         Question::Live => get(live),
         Question::UserEvents => get(user_events),
         Question::OpenApi => get(openapi),
@@ -184,6 +190,20 @@ async fn ledger(State(shared): State<Shared>, uri: Uri, headers: HeaderMap) -> R
     .await
 }
 
+async fn alerts(State(shared): State<Shared>, uri: Uri, headers: HeaderMap) -> Response {
+    respond(
+        &shared,
+        "GET /v1/alerts",
+        &uri,
+        &headers,
+        |service, params| async move {
+            let request = params::alerts(params)?;
+            Ok(json::Alerts::from(service.alerts(request).await?))
+        },
+    )
+    .await
+}
+
 async fn live(State(shared): State<Shared>, uri: Uri) -> Response {
     let now_us = shared.clock.now_us();
     let request = Params::read(&uri, now_us).and_then(params::watch);
@@ -249,7 +269,10 @@ where
     };
     let mut response = match span.scope(answer).await {
         Ok(answer) => json_response(&answer),
-        Err(problem) => refuse(&problem),
+        Err(mut problem) => {
+            problem.trace_id = trace.map(|trace| trace.trace_id_hex().into());
+            refuse(&problem)
+        }
     };
     let code = response.status().as_u16();
     span.set("http.response.status_code", i64::from(code));

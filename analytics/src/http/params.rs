@@ -173,6 +173,16 @@ pub fn ledger(mut params: Params) -> Result<v1::LedgerRequest, Problem> {
     Ok(v1::LedgerRequest { check_store })
 }
 
+/// The parameters of `/v1/alerts`.
+///
+/// # Errors
+/// A parameter that cannot be used.
+pub fn alerts(mut params: Params) -> Result<v1::AlertsRequest, Problem> {
+    let all = params.flag("all")?;
+    params.finish()?;
+    Ok(v1::AlertsRequest { all })
+}
+
 /// The request for `/v1/series`.
 pub fn series(mut params: Params) -> Result<v1::SeriesRequest, Problem> {
     let request = v1::SeriesRequest {

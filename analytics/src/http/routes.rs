@@ -10,6 +10,7 @@ pub enum Question {
     DistinctUsers,
     UserActivity,
     Ledger,
+    Alerts,
     Live,
     UserEvents,
     OpenApi,
@@ -27,7 +28,7 @@ pub struct Route {
 }
 
 /// What is asked for data.
-pub const ROUTES: [Route; 9] = [
+pub const ROUTES: [Route; 10] = [
     Route {
         question: Question::Series,
         path: "/v1/series",
@@ -61,6 +62,11 @@ pub const ROUTES: [Route; 9] = [
         question: Question::Ledger,
         path: "/v1/ledger",
         query: &["check_store"],
+    },
+    Route {
+        question: Question::Alerts,
+        path: "/v1/alerts",
+        query: &["all"],
     },
     Route {
         question: Question::Live,

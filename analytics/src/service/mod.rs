@@ -18,6 +18,7 @@ use tokio::sync::{Notify, Semaphore, SemaphorePermit};
 use self::cells::{Cells, Wanted};
 pub use self::users::UserEvents;
 use crate::{
+    alerts::Alerts,
     config::Config,
     error::{invalid, too_many_queries},
     ledger::Checker,
@@ -41,6 +42,7 @@ pub struct Service {
     metrics: AnalyticsMetrics,
     config: Arc<Config>,
     checker: Arc<Checker>,
+    alerts: Alerts,
     /// Told when the store is at a checkpoint that the view does not know.
     overtaken: Arc<Notify>,
     /// Places for queries.
@@ -48,10 +50,11 @@ pub struct Service {
 }
 
 impl Service {
-    /// The queries over a view and a store.
+    /// The queries over a view and a store, and what fires.
     pub fn new(
         view: SharedView,
         store: Arc<dyn Store>,
+        alerts: Alerts,
         clock: SharedClock,
         metrics: AnalyticsMetrics,
         config: Arc<Config>,
@@ -68,6 +71,7 @@ impl Service {
         ));
         Self {
             checker,
+            alerts,
             overtaken,
             places: Semaphore::new(places),
             view,
@@ -293,6 +297,14 @@ impl Service {
             answer.remarks.push(remark);
         }
         Ok(answer)
+    }
+
+    /// What fires.
+    ///
+    /// # Errors
+    /// When no Alertmanager is set, or it does not answer.
+    pub async fn alerts(&self, request: v1::AlertsRequest) -> Result<v1::AlertsResponse, Problem> {
+        self.alerts.list(request).await
     }
 
     /// Who reads the store back.

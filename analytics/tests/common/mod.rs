@@ -16,6 +16,7 @@ use arc_swap::ArcSwapOption;
 use prost::Message;
 use streamgauge_analytics::{
     Config,
+    alerts::Alerts,
     apply::{self, Polled},
     checkpoint::{self, Checkpointed},
     load,
@@ -325,9 +326,11 @@ impl Instance {
     }
 
     pub fn service(&self) -> Service {
+        let alerts = Alerts::new(&self.config.alerts, self.clock.clone());
         Service::new(
             Arc::clone(&self.view),
             Arc::clone(&self.store),
+            alerts.expect("settings"),
             self.clock.clone(),
             self.metrics.clone(),
             Arc::clone(&self.config),

@@ -76,6 +76,7 @@ impl Analytics {
         let listeners = Listeners {
             http: free().await.expect("a port"),
             grpc: free().await.expect("a port"),
+            metrics: None,
         };
         let (http, grpc) = (listeners.http.local_addr(), listeners.grpc.local_addr());
         let (telemetry, spans) = Telemetry::in_memory();

@@ -91,6 +91,7 @@ mod tests {
         let service = |http, grpc| ServiceEndpoints {
             http: at(http),
             grpc: at(grpc),
+            metrics: None,
         };
         EndpointsFile {
             pid: 1,

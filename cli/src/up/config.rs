@@ -107,16 +107,33 @@ impl Default for UpConfig {
 
 impl UpConfig {
     /// Every address that is listened on, with its setting.
-    fn listens(&mut self) -> [(&'static str, &mut SocketAddr); 7] {
-        [
+    fn listens(&mut self) -> Vec<(&'static str, &mut SocketAddr)> {
+        let (producer, consumer, analytics) = (
+            &mut self.producer.http,
+            &mut self.consumer.http,
+            &mut self.analytics.http,
+        );
+        let always = [
             ("broker.listen", &mut self.broker.listen),
-            ("producer.http.listen", &mut self.producer.http.listen),
+            ("producer.http.listen", &mut producer.listen),
             ("producer.grpc.listen", &mut self.producer.grpc.listen),
-            ("consumer.http.listen", &mut self.consumer.http.listen),
+            ("consumer.http.listen", &mut consumer.listen),
             ("consumer.grpc.listen", &mut self.consumer.grpc.listen),
-            ("analytics.http.listen", &mut self.analytics.http.listen),
+            ("analytics.http.listen", &mut analytics.listen),
             ("analytics.grpc.listen", &mut self.analytics.grpc.listen),
-        ]
+        ];
+        let where_set = [
+            ("producer.http.metrics.listen", &mut producer.metrics.listen),
+            ("consumer.http.metrics.listen", &mut consumer.metrics.listen),
+            (
+                "analytics.http.metrics.listen",
+                &mut analytics.metrics.listen,
+            ),
+        ];
+        let where_set = where_set
+            .into_iter()
+            .filter_map(|(setting, listen)| Some((setting, listen.as_mut()?)));
+        always.into_iter().chain(where_set).collect()
     }
 
     /// Whether each part listens where the tools look by themselves.

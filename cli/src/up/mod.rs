@@ -3,7 +3,6 @@
 mod banner;
 mod config;
 mod lock;
-mod log_metrics;
 mod refuse;
 mod system;
 

@@ -4,7 +4,7 @@
 use std::{net::SocketAddr, time::Duration};
 
 use streamgauge_broker::{Broker, BrokerError};
-use streamgauge_lifecycle::{Shutdown, SystemClock, reachable};
+use streamgauge_lifecycle::{Exposition, Shutdown, SystemClock, reachable};
 use streamgauge_telemetry::{Metrics, Telemetry};
 use tokio::{
     net::TcpListener,
@@ -12,14 +12,12 @@ use tokio::{
     time::{Instant, timeout_at},
 };
 
-use super::{
-    config::{DrainBudget, UpConfig},
-    log_metrics::LogMetrics,
-};
+use super::config::{DrainBudget, UpConfig};
 use crate::{
     endpoints::{Endpoints, EndpointsFile, ServiceEndpoints},
     error::{Cause, CliError},
     health,
+    log_metrics::LogMetrics,
 };
 
 /// How often readiness is asked for.
@@ -199,6 +197,7 @@ impl System {
             analytics_http: of(analytics.http),
             analytics_grpc: of(analytics.grpc),
             brokers: of(*broker),
+            metrics: [producer, consumer, analytics].map(|service| service.metrics.map(of)),
         }
     }
 
@@ -276,19 +275,21 @@ async fn bind(config: &UpConfig) -> Result<Listeners, CliError> {
 
 impl Listeners {
     fn endpoints(&self) -> std::io::Result<EndpointsFile> {
-        let service = |http: &TcpListener, grpc: &TcpListener| {
+        let service = |http: &TcpListener, grpc: &TcpListener, metrics: &Option<Exposition>| {
             Ok::<_, std::io::Error>(ServiceEndpoints {
                 http: http.local_addr()?,
                 grpc: grpc.local_addr()?,
+                metrics: metrics.as_ref().map(Exposition::local_addr).transpose()?,
             })
         };
+        let (producer, consumer, analytics) = (&self.producer, &self.consumer, &self.analytics);
         Ok(EndpointsFile {
             pid: std::process::id(),
             version: env!("CARGO_PKG_VERSION").to_owned(),
             broker: self.broker.local_addr()?,
-            producer: service(&self.producer.http, &self.producer.grpc)?,
-            consumer: service(&self.consumer.http, &self.consumer.grpc)?,
-            analytics: service(&self.analytics.http, &self.analytics.grpc)?,
+            producer: service(&producer.http, &producer.grpc, &producer.metrics)?,
+            consumer: service(&consumer.http, &consumer.grpc, &consumer.metrics)?,
+            analytics: service(&analytics.http, &analytics.grpc, &analytics.metrics)?,
         })
     }
 }

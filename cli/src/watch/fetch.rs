@@ -26,6 +26,8 @@ pub struct Fetcher {
     client: Client,
     timeout: Duration,
     started: Instant,
+    /// Where the services serve their metrics, if not beside the rest.
+    metrics_at: [Option<String>; 3],
 }
 
 impl Fetcher {
@@ -41,7 +43,14 @@ impl Fetcher {
             client,
             timeout,
             started: Instant::now(),
+            metrics_at: [const { None }; 3],
         })
+    }
+
+    /// Looks for the metrics of the producer, the consumer and analytics there, where they have an
+    /// address of their own: `HOST:PORT`, with `USER:PASSWORD@` before it where they are asked for.
+    pub fn metrics_at(self, metrics_at: [Option<String>; 3]) -> Self {
+        Self { metrics_at, ..self }
     }
 
     /// Asks a service for all that it tells, at the same time.
@@ -52,8 +61,10 @@ impl Fetcher {
                 Service::Producer | Service::Consumer => None,
             }
         };
+        let metrics_at = self.metrics_at[service as usize].as_deref();
+        let scrape = self.scrape(metrics_at.unwrap_or(address));
         let (health, (scrape, at), ledger) =
-            future::join3(self.health(address), self.scrape(address), ledger).await;
+            future::join3(self.health(address), scrape, ledger).await;
         Visit {
             at,
             health,
@@ -217,6 +228,21 @@ mod tests {
         let visit = fetcher(LONG_MS).visit(Service::Producer, &address).await;
         let report = visit.health.expect("a report");
         assert_eq!(report.conditions[0].name, "kafka");
+    }
+
+    #[tokio::test]
+    async fn metrics_may_be_elsewhere() {
+        let service = server(Some(http("404 Not Found", b"no"))).await;
+        let metrics = server(Some(http("200 OK", b"events_received_total 1\n# EOF\n"))).await;
+        let metrics_at = [None, Some(format!("me:secret@{metrics}")), None];
+        let fetcher = fetcher(LONG_MS).metrics_at(metrics_at);
+        let visit = fetcher.visit(Service::Consumer, &service).await;
+        assert_eq!(
+            visit.scrape.expect("metrics").sum("events_received_total"),
+            Some(1.0)
+        );
+        let visit = fetcher.visit(Service::Producer, &service).await;
+        assert_eq!(visit.scrape.err().as_deref(), Some("HTTP 404 Not Found"));
     }
 
     #[tokio::test]

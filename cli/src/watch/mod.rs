@@ -77,6 +77,30 @@ pub struct WatchArgs {
         env = "STREAMGAUGE_ENDPOINT_ALERTMANAGER"
     )]
     alertmanager: Option<String>,
+    /// Where the producer's metrics are, if its http.metrics.listen is set
+    #[arg(
+        long,
+        value_name = "[USER:PASSWORD@]HOST:PORT",
+        env = "STREAMGAUGE_ENDPOINT_PRODUCER_METRICS",
+        hide_env_values = true
+    )]
+    producer_metrics: Option<String>,
+    /// Where the consumer's metrics are, if its http.metrics.listen is set
+    #[arg(
+        long,
+        value_name = "[USER:PASSWORD@]HOST:PORT",
+        env = "STREAMGAUGE_ENDPOINT_CONSUMER_METRICS",
+        hide_env_values = true
+    )]
+    consumer_metrics: Option<String>,
+    /// Where the metrics of analytics are, if its http.metrics.listen is set
+    #[arg(
+        long,
+        value_name = "[USER:PASSWORD@]HOST:PORT",
+        env = "STREAMGAUGE_ENDPOINT_ANALYTICS_METRICS",
+        hide_env_values = true
+    )]
+    analytics_metrics: Option<String>,
     /// No colour; NO_COLOR in the environment says the same
     #[arg(long)]
     no_color: bool,
@@ -90,7 +114,9 @@ pub struct WatchArgs {
 /// When the endpoints cannot be read, or there is no terminal to draw on.
 pub async fn run(args: WatchArgs, output: &mut Output) -> Result<Exit, CliError> {
     let endpoints = args.endpoints.resolve()?;
-    let alertmanager = args.alertmanager.as_deref().map(address).transpose()?;
+    let alertmanager = args.alertmanager.as_deref();
+    let alertmanager = alertmanager.map(|text| address("of Alertmanager", text));
+    let alertmanager = alertmanager.transpose()?;
     let addresses = [
         endpoints.producer_http,
         endpoints.consumer_http,
@@ -98,7 +124,18 @@ pub async fn run(args: WatchArgs, output: &mut Output) -> Result<Exit, CliError>
     ];
     let visits = Visits::new(addresses, alertmanager);
     let every = Duration::from_millis(args.interval_ms);
-    let fetcher = Fetcher::new(args.timeout)?;
+    let given = [
+        args.producer_metrics,
+        args.consumer_metrics,
+        args.analytics_metrics,
+    ];
+    let mut metrics_at = endpoints.metrics;
+    for (at, given) in metrics_at.iter_mut().zip(given) {
+        if let Some(given) = given {
+            *at = Some(address("of metrics", &given)?);
+        }
+    }
+    let fetcher = Fetcher::new(args.timeout)?.metrics_at(metrics_at);
     if args.once {
         return once(&fetcher, visits, every, output).await;
     }
@@ -120,14 +157,14 @@ pub async fn run(args: WatchArgs, output: &mut Output) -> Result<Exit, CliError>
     Box::pin(live::run(fetcher, visits, every, app)).await
 }
 
-/// Alertmanager's address as people write it, with the path under which it is, if any.
-fn address(text: &str) -> Result<String, CliError> {
+/// An address as people write it, with the path under which it is, if any.
+fn address(of: &str, text: &str) -> Result<String, CliError> {
     let text = text.trim();
     let plain = text.strip_prefix("http://").unwrap_or(text);
     let plain = plain.trim_end_matches('/');
     if plain.is_empty() || plain.contains("://") {
         return Err(CliError::usage(format!(
-            "`{text}` is no address of Alertmanager: write HOST:PORT or http://HOST:PORT/PATH"
+            "`{text}` is no address {of}: write HOST:PORT or http://HOST:PORT/PATH"
         )));
     }
     Ok(plain.to_owned())
@@ -201,10 +238,13 @@ mod tests {
             (" http://h:9093/ ", "h:9093"),
             ("http://h/alertmanager/", "h/alertmanager"),
         ] {
-            assert_eq!(address(text).expect("an address"), expected);
+            assert_eq!(
+                address("of Alertmanager", text).expect("an address"),
+                expected
+            );
         }
         for text in ["", "https://h:9093", "http://"] {
-            let error = address(text).expect_err("no address");
+            let error = address("of Alertmanager", text).expect_err("no address");
             assert_eq!(error.exit(), Exit::Usage, "{text}");
         }
     }
@@ -217,6 +257,9 @@ mod tests {
             interval_ms: 1000,
             timeout: Duration::from_secs(1),
             alertmanager: None,
+            producer_metrics: None,
+            consumer_metrics: None,
+            analytics_metrics: None,
             no_color: false,
             endpoints: EndpointArgs::default(),
         };

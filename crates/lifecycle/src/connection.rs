@@ -3,8 +3,9 @@
 
 use std::future::Future;
 use std::io;
+use std::mem::MaybeUninit;
 use std::pin::Pin;
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
@@ -19,6 +20,7 @@ pub struct Connection {
     stream: TcpStream,
     reads: Stall,
     writes: Stall,
+    linger: Linger,
     /// The place among the connections, given back when this one ends.
     _place: Option<OwnedSemaphorePermit>,
 }
@@ -31,6 +33,7 @@ impl Connection {
             stream,
             reads: Stall::default(),
             writes: Stall::default(),
+            linger: Linger::default(),
             _place: None,
         }
     }
@@ -47,9 +50,44 @@ impl Connection {
         self
     }
 
+    /// Reads on for so long at most after the connection was ended from here, and throws away what comes. Closed at
+    /// once, with something of the peer's unread, it would be reset, and the last answer with it.
+    pub(crate) fn linger(mut self, limit: Duration) -> Self {
+        self.linger.limit = Some(limit);
+        self
+    }
+
     pub(crate) fn place(mut self, place: OwnedSemaphorePermit) -> Self {
         self._place = Some(place);
         self
+    }
+}
+
+/// What is left of a connection that was ended from here.
+#[derive(Debug, Default)]
+struct Linger {
+    limit: Option<Duration>,
+    timer: Option<Pin<Box<Sleep>>>,
+}
+
+impl Linger {
+    fn poll(&mut self, stream: &mut TcpStream, cx: &mut Context<'_>) -> Poll<()> {
+        let Some(limit) = self.limit else {
+            return Poll::Ready(());
+        };
+        let mut scratch = [MaybeUninit::uninit(); 4096];
+        loop {
+            let mut ignored = ReadBuf::uninit(&mut scratch);
+            match Pin::new(&mut *stream).poll_read(cx, &mut ignored) {
+                Poll::Ready(Ok(())) if !ignored.filled().is_empty() => {}
+                Poll::Ready(_) => return Poll::Ready(()),
+                Poll::Pending => break,
+            }
+        }
+        let timer = self
+            .timer
+            .get_or_insert_with(|| Box::pin(tokio::time::sleep(limit)));
+        timer.as_mut().poll(cx)
     }
 }
 
@@ -123,7 +161,9 @@ impl AsyncWrite for Connection {
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_shutdown(cx)
+        let this = &mut *self;
+        ready!(Pin::new(&mut this.stream).poll_shutdown(cx))?;
+        this.linger.poll(&mut this.stream, cx).map(Ok)
     }
 }
 
@@ -160,6 +200,25 @@ mod tests {
         connection.read_exact(&mut heard).await.unwrap();
         let error = connection.read_u8().await.unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::TimedOut);
+    }
+
+    #[tokio::test]
+    async fn a_connection_that_is_ended_is_read_for_a_while() {
+        let (connection, mut peer) = pair().await;
+        let mut connection = connection.linger(Duration::from_secs(60));
+        let ended = tokio::spawn(async move { connection.shutdown().await });
+        // More than the socket's own buffers hold.
+        peer.write_all(&vec![0; 16 << 20]).await.unwrap();
+        assert!(!ended.is_finished());
+        drop(peer);
+        ended.await.unwrap().unwrap();
+    }
+
+    #[tokio::test]
+    async fn a_peer_that_does_not_end_is_not_waited_for() {
+        let (connection, _peer) = pair().await;
+        let mut connection = connection.linger(Duration::from_millis(50));
+        connection.shutdown().await.unwrap();
     }
 
     #[tokio::test]

@@ -12,6 +12,7 @@ use tokio::net::TcpListener;
 use tokio::sync::Semaphore;
 use tokio::task::JoinHandle;
 use tonic::service::Routes;
+use tonic::transport::Server;
 use tonic_health::ServingStatus;
 use tonic_health::server::HealthReporter;
 
@@ -134,9 +135,45 @@ async fn follow(
     }
 }
 
-/// The connections that a gRPC server takes on: at most `max` at once, those beyond are closed at once. One from which
-/// nothing is heard for `silence` is cut off; keep-alive pings, sent more often, keep an idle but living one.
-pub fn grpc_incoming(
+/// What a gRPC server asks of its connections.
+#[derive(Clone, Copy, Debug)]
+pub struct GrpcConnections {
+    max: usize,
+    keepalive_interval: Duration,
+    keepalive_timeout: Duration,
+}
+
+impl GrpcConnections {
+    /// At most `max` at once, each asked every `keepalive_interval_ms` whether its client is still there, which has
+    /// `keepalive_timeout_ms` to answer.
+    pub fn new(max: usize, keepalive_interval_ms: u64, keepalive_timeout_ms: u64) -> Self {
+        Self {
+            max,
+            keepalive_interval: Duration::from_millis(keepalive_interval_ms.max(1)),
+            keepalive_timeout: Duration::from_millis(keepalive_timeout_ms.max(1)),
+        }
+    }
+
+    /// A server that asks.
+    pub fn server(&self) -> Server {
+        Server::builder()
+            .http2_keepalive_interval(Some(self.keepalive_interval))
+            .http2_keepalive_timeout(Some(self.keepalive_timeout))
+    }
+
+    /// The connections that it takes on; those beyond the bound are closed at once. One from which nothing is heard for
+    /// the time between two questions and that for an answer is cut off; the answers keep an idle but living one.
+    pub fn incoming(
+        &self,
+        listener: TcpListener,
+        shutdown: Shutdown,
+    ) -> impl Stream<Item = std::io::Result<Connection>> + Send + use<> {
+        let silence = self.keepalive_interval + self.keepalive_timeout;
+        incoming(listener, self.max, silence, shutdown)
+    }
+}
+
+fn incoming(
     listener: TcpListener,
     max: usize,
     silence: Duration,

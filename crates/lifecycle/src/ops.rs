@@ -14,14 +14,17 @@ use crate::health::Health;
 /// The content type of `/metrics`.
 pub const OPENMETRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 
+/// Writes all metrics down as OpenMetrics text.
+pub type Encoder = Arc<dyn Fn() -> String + Send + Sync>;
+
 /// `/health` reports all conditions, `/livez` and `/readyz` are for probes, `/metrics` answers with what the closure
-/// gives.
-pub fn ops_router<S>(health: Health, metrics: Arc<dyn Fn() -> String + Send + Sync>) -> Router<S>
+/// gives; none where that has a listener of its own.
+pub fn ops_router<S>(health: Health, metrics: Option<Encoder>) -> Router<S>
 where
     S: Clone + Send + Sync + 'static,
 {
     let ready = health.clone();
-    Router::new()
+    let router = Router::new()
         .route("/health", get(async move || report(&health)))
         // Whoever answers is alive: nothing outside the process may have it restarted.
         .route("/livez", get(async || "live"))
@@ -31,11 +34,20 @@ where
                 let ready = ready.ready();
                 (status(ready), if ready { "ready" } else { "not ready" })
             }),
-        )
-        .route(
-            "/metrics",
-            get(async move || ([(header::CONTENT_TYPE, OPENMETRICS)], metrics())),
-        )
+        );
+    match metrics {
+        Some(metrics) => router.merge(metrics_router(metrics)),
+        None => router,
+    }
+}
+
+/// `/metrics` alone.
+pub(crate) fn metrics_router<S>(metrics: Encoder) -> Router<S>
+where
+    S: Clone + Send + Sync + 'static,
+{
+    let answer = get(async move || ([(header::CONTENT_TYPE, OPENMETRICS)], metrics()));
+    Router::new().route("/metrics", answer)
 }
 
 fn report(health: &Health) -> Response {
@@ -84,7 +96,7 @@ mod tests {
     async fn the_routes_follow_the_health() {
         let health = Health::new("producer");
         let kafka = health.condition("kafka");
-        let router: Router = ops_router(health.clone(), Arc::new(|| "# EOF\n".to_owned()));
+        let router: Router = ops_router(health.clone(), Some(Arc::new(|| "# EOF\n".to_owned())));
 
         kafka.down("no broker");
         let (status, _, body) = fetch(&router, "/health").await;
@@ -109,5 +121,13 @@ mod tests {
             (status, content_type.as_str(), body.as_str()),
             (StatusCode::OK, OPENMETRICS, "# EOF\n")
         );
+    }
+
+    #[tokio::test]
+    async fn metrics_that_are_served_apart_are_not_here() {
+        let router: Router = ops_router(Health::new("producer"), None);
+        let request = Request::get("/metrics").body(Body::empty()).unwrap();
+        let response = router.oneshot(request).await.unwrap();
+        assert_eq!(response.status(), StatusCode::NOT_FOUND);
     }
 }

@@ -14,19 +14,22 @@ use axum::extract::ConnectInfo;
 use http::Request;
 use hyper::body::Incoming;
 use hyper::server::conn::http1;
-use hyper::service::service_fn;
+use hyper::service::{HttpService, service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::AsyncWriteExt;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
+use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tower::ServiceExt;
 
 use crate::Shutdown;
 use crate::connection::Connection;
+use crate::tasks::BoxError;
+use crate::tls::Tls;
 
 /// How much a server puts up with.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -36,6 +39,9 @@ pub struct HttpServerConfig {
     pub header_read_timeout_ms: u64,
     /// How long a client may take nothing of an answer before its connection is cut.
     pub write_timeout_ms: u64,
+    /// How long a connection is still read from after the server has ended it, so that a client that is sending gets to
+    /// its answer; what comes is thrown away.
+    pub linger_ms: u64,
     /// Connections at once; those beyond are answered with 503 and closed.
     pub max_connections: usize,
     /// The largest head of a request, in bytes.
@@ -47,6 +53,7 @@ impl Default for HttpServerConfig {
         HttpServerConfig {
             header_read_timeout_ms: 15_000,
             write_timeout_ms: 30_000,
+            linger_ms: 1_000,
             max_connections: 4_096,
             max_header_bytes: 32 * 1024,
         }
@@ -94,7 +101,19 @@ pub async fn serve_http(
     shutdown: Shutdown,
     deadline: Duration,
 ) -> io::Result<()> {
-    let server = Server::new(router, &config, shutdown.clone());
+    serve(listener, None, router, config, shutdown, deadline).await
+}
+
+/// As [`serve_http`], over encrypted connections where there is a certificate.
+pub(crate) async fn serve(
+    listener: TcpListener,
+    tls: Option<Tls>,
+    router: Router,
+    config: HttpServerConfig,
+    shutdown: Shutdown,
+    deadline: Duration,
+) -> io::Result<()> {
+    let server = Server::new(router, tls, &config, shutdown.clone());
     while let Some((stream, peer)) = accept(&listener, &shutdown).await {
         server.take(stream, peer);
     }
@@ -139,8 +158,11 @@ fn is_of_one_connection(error: &io::Error) -> bool {
 
 struct Server {
     router: Router,
+    tls: Option<Tls>,
     http: http1::Builder,
+    head_timeout: Duration,
     write_timeout: Duration,
+    linger: Duration,
     places: Arc<Semaphore>,
     /// Connections that are being turned away; these are bounded too.
     refusals: Arc<Semaphore>,
@@ -154,22 +176,30 @@ struct Server {
 const ACCEPT_PAUSE: Duration = Duration::from_millis(250);
 
 const MAX_REFUSALS: usize = 256;
-const REFUSAL_LINGER: Duration = Duration::from_secs(1);
 const REFUSAL: &[u8] =
     b"HTTP/1.1 503 Service Unavailable\r\nretry-after: 1\r\nconnection: close\r\n\
     content-type: text/plain\r\ncontent-length: 21\r\n\r\ntoo many connections\n";
 
 impl Server {
-    fn new(router: Router, config: &HttpServerConfig, shutdown: Shutdown) -> Self {
+    fn new(
+        router: Router,
+        tls: Option<Tls>,
+        config: &HttpServerConfig,
+        shutdown: Shutdown,
+    ) -> Self {
+        let head_timeout = Duration::from_millis(config.header_read_timeout_ms.max(1));
         let mut http = http1::Builder::new();
         http.timer(TokioTimer::new())
-            .header_read_timeout(Duration::from_millis(config.header_read_timeout_ms.max(1)))
+            .header_read_timeout(head_timeout)
             // Hyper does not go below this buffer.
             .max_buf_size(config.max_header_bytes.max(8 * 1024));
         Server {
             router,
+            tls,
             http,
+            head_timeout,
             write_timeout: Duration::from_millis(config.write_timeout_ms.max(1)),
+            linger: Duration::from_millis(config.linger_ms),
             places: Arc::new(Semaphore::new(
                 config.max_connections.clamp(1, Semaphore::MAX_PERMITS),
             )),
@@ -182,37 +212,42 @@ impl Server {
 
     fn take(&self, stream: TcpStream, peer: SocketAddr) {
         let Ok(place) = Arc::clone(&self.places).try_acquire_owned() else {
+            let linger = self.linger;
             if let Ok(place) = Arc::clone(&self.refusals).try_acquire_owned() {
                 self.connections.spawn(async move {
-                    refuse(stream).await;
+                    refuse(stream, linger).await;
                     drop(place);
                 });
             }
             return;
         };
-        let stream = Connection::new(stream).write_timeout(self.write_timeout);
+        let stream = Connection::new(stream)
+            .write_timeout(self.write_timeout)
+            .linger(self.linger);
         let router = self.router.clone();
         let service = service_fn(move |request: Request<Incoming>| {
             let mut request = request.map(Body::new);
             request.extensions_mut().insert(ConnectInfo(peer));
             router.clone().oneshot(request)
         });
-        let connection = self
-            .http
-            .serve_connection(TokioIo::new(stream), service)
-            .with_upgrades();
-        let (shutdown, cut) = (self.shutdown.clone(), self.cut.clone());
+        let (http, shutdown, cut) = (self.http.clone(), self.shutdown.clone(), self.cut.clone());
+        let (tls, head_timeout) = (self.tls.clone(), self.head_timeout);
         self.connections.spawn(async move {
-            let mut connection = pin!(connection);
-            let drained = async {
-                tokio::select! {
-                    result = connection.as_mut() => return result,
-                    () = shutdown.triggered() => connection.as_mut().graceful_shutdown(),
-                }
-                connection.await
+            let talk = async {
+                let Some(tls) = tls else {
+                    let connection = http.serve_connection(TokioIo::new(stream), service);
+                    return drained(connection, &shutdown).await;
+                };
+                // Before the first head there is nothing to finish.
+                let stream = tokio::select! {
+                    stream = timeout(head_timeout, tls.accept(stream)) => stream??,
+                    () = shutdown.triggered() => return Ok(()),
+                };
+                let connection = http.serve_connection(TokioIo::new(stream), service);
+                drained(connection, &shutdown).await
             };
             tokio::select! {
-                result = drained => if let Err(error) = result {
+                result = talk => if let Err(error) = result {
                     tracing::debug!(%error, %peer, "connection ended early");
                 },
                 () = cut.cancelled() => {}
@@ -223,10 +258,7 @@ impl Server {
 
     async fn drain(self, deadline: Duration) {
         self.connections.close();
-        if tokio::time::timeout(deadline, self.connections.wait())
-            .await
-            .is_err()
-        {
+        if timeout(deadline, self.connections.wait()).await.is_err() {
             tracing::warn!(
                 left = self.connections.len(),
                 "cutting connections that did not finish in time"
@@ -237,16 +269,29 @@ impl Server {
     }
 }
 
-/// Says no in a way that reaches the client: closing at once, with its request unread, would reset the connection and
-/// might take the answer with it.
-async fn refuse(mut stream: TcpStream) {
-    let said = async {
-        stream.write_all(REFUSAL).await?;
-        stream.shutdown().await?;
-        let mut ignored = [0; 1024];
-        while stream.read(&mut ignored).await? > 0 {}
-        Ok::<_, io::Error>(())
-    };
-    // A client that has gone, or that does not close, is no loss.
-    let _ = tokio::time::timeout(REFUSAL_LINGER, said).await;
+/// Serves a connection to its end; after the shutdown, to the end of the request under way.
+async fn drained<I, S>(
+    connection: http1::Connection<I, S>,
+    shutdown: &Shutdown,
+) -> Result<(), BoxError>
+where
+    I: hyper::rt::Read + hyper::rt::Write + Unpin + Send + 'static,
+    S: HttpService<Incoming, ResBody = Body>,
+    S::Error: Into<BoxError>,
+{
+    let mut connection = pin!(connection.with_upgrades());
+    tokio::select! {
+        result = connection.as_mut() => return Ok(result?),
+        () = shutdown.triggered() => connection.as_mut().graceful_shutdown(),
+    }
+    Ok(connection.await?)
+}
+
+/// Says no in a way that reaches the client.
+async fn refuse(stream: TcpStream, linger: Duration) {
+    let mut stream = Connection::new(stream).write_timeout(linger).linger(linger);
+    // A client that has gone is no loss.
+    if stream.write_all(REFUSAL).await.is_ok() {
+        let _ = stream.shutdown().await;
+    }
 }

@@ -10,7 +10,8 @@ use std::time::Duration;
 
 use axum::Router;
 use axum::extract::ConnectInfo;
-use axum::routing::get;
+use axum::http::StatusCode;
+use axum::routing::{get, post};
 use streamgauge_lifecycle::{HttpServerConfig, Shutdown, bind, serve_http};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
@@ -51,6 +52,7 @@ impl Running {
                 get(async |ConnectInfo(peer): ConnectInfo<SocketAddr>| peer.ip().to_string()),
             )
             .route("/large", get(async || vec![b'x'; 64 << 20]))
+            .route("/refused", post(async || StatusCode::PAYLOAD_TOO_LARGE))
             .route("/slow", get(slow));
         let shutdown = Shutdown::new();
         let server = tokio::spawn(serve_http(
@@ -155,6 +157,18 @@ async fn a_head_that_trickles_in_is_cut_off() {
     assert_eq!(slow.await.unwrap().unwrap(), "slow");
     running.shutdown.trigger();
     running.ended().await;
+}
+
+#[tokio::test]
+async fn a_refusal_reaches_a_client_that_is_still_sending() {
+    let running = Running::start(HttpServerConfig::default(), PATIENCE).await;
+    let mut stream = TcpStream::connect(running.addr).await.unwrap();
+    let length = 16 << 20;
+    let head = format!("POST /refused HTTP/1.1\r\nhost: x\r\ncontent-length: {length}\r\n\r\n");
+    stream.write_all(head.as_bytes()).await.unwrap();
+    stream.write_all(&vec![b'x'; length]).await.unwrap();
+    let answer = rest(&mut stream).await;
+    assert!(answer.starts_with("HTTP/1.1 413"), "{answer}");
 }
 
 #[tokio::test]

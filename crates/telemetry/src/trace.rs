@@ -5,6 +5,7 @@ use std::borrow::Cow;
 use std::fmt;
 use std::future::Future;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use opentelemetry::trace::{
     Link, Span as _, SpanBuilder, SpanKind, Status, TraceContextExt, Tracer as _,
@@ -36,7 +37,8 @@ pub struct Tracer {
 struct Inner {
     /// None when nothing is exported.
     sdk: Option<opentelemetry_sdk::trace::SdkTracer>,
-    sample_ratio: f64,
+    /// The bits of the ratio, which may change at any time.
+    sample_ratio: AtomicU64,
     counters: SpanCounters,
 }
 
@@ -49,7 +51,7 @@ impl Tracer {
         Tracer {
             inner: Arc::new(Inner {
                 sdk,
-                sample_ratio,
+                sample_ratio: AtomicU64::new(sample_ratio.to_bits()),
                 counters,
             }),
         }
@@ -58,6 +60,27 @@ impl Tracer {
     /// A tracer that records nothing and passes on what callers sampled.
     pub fn disabled() -> Self {
         Tracer::new(None, 0.0, SpanCounters::default())
+    }
+
+    /// Whether spans are recorded at all.
+    pub fn is_exporting(&self) -> bool {
+        self.inner.sdk.is_some()
+    }
+
+    /// The share of traces that begin here and are recorded, 0 to 1.
+    pub fn sample_ratio(&self) -> f64 {
+        f64::from_bits(self.inner.sample_ratio.load(Ordering::Relaxed))
+    }
+
+    /// Changes the share from now on, for all clones; whether it is one.
+    #[must_use]
+    pub fn set_sample_ratio(&self, ratio: f64) -> bool {
+        let is_share = (0.0..=1.0).contains(&ratio);
+        if is_share {
+            let bits = ratio.to_bits();
+            self.inner.sample_ratio.store(bits, Ordering::Relaxed);
+        }
+        is_share
     }
 
     /// Adds `spans_exported_total` and `spans_dropped_total` to a service's metrics.
@@ -167,7 +190,7 @@ impl Tracer {
     }
 
     fn draw(&self) -> bool {
-        let ratio = self.inner.sample_ratio;
+        let ratio = self.sample_ratio();
         ratio >= 1.0 || (ratio > 0.0 && rand::random::<f64>() < ratio)
     }
 }
@@ -176,7 +199,7 @@ impl fmt::Debug for Tracer {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Tracer")
             .field("enabled", &self.inner.sdk.is_some())
-            .field("sample_ratio", &self.inner.sample_ratio)
+            .field("sample_ratio", &self.sample_ratio())
             .finish_non_exhaustive()
     }
 }

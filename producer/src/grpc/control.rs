@@ -1,8 +1,12 @@
-//! What allowances hold, and their change while the service runs: the twin of the HTTP admin API.
+//! What allowances hold, which share of events is traced, and the change of both while the service runs: the twin of the
+//! HTTP admin API.
 
 use http::{Extensions, HeaderMap};
 use streamgauge_proto::v1::producer_control_server::ProducerControl;
-use streamgauge_proto::v1::{self, GetRateLimitsRequest, RateLimitsInForce, SetRateLimitsRequest};
+use streamgauge_proto::v1::{
+    self, GetRateLimitsRequest, GetSamplingRequest, RateLimitsInForce, SamplingInForce,
+    SetRateLimitsRequest, SetSamplingRequest,
+};
 use streamgauge_proto::{ErrorCode, Problem};
 use streamgauge_resilience::Rate;
 use tonic::metadata::MetadataMap;
@@ -12,6 +16,7 @@ use tonic::{Request, Response, Status};
 use super::Shared;
 use crate::admin::{self, RateLimitsAnswer};
 use crate::admission::rates::RateLimits;
+use crate::sampling::{self, Sampling};
 
 #[tonic::async_trait]
 impl ProducerControl for Shared {
@@ -37,6 +42,30 @@ impl ProducerControl for Shared {
             admission, limits, &by,
         )?)))
     }
+
+    async fn get_sampling(
+        &self,
+        request: Request<GetSamplingRequest>,
+    ) -> Result<Response<SamplingInForce>, Status> {
+        let (metadata, extensions, _) = request.into_parts();
+        self.admit(metadata, &extensions)?;
+        Ok(Response::new(in_force(sampling::show(&self.intake.tracer))))
+    }
+
+    async fn set_sampling(
+        &self,
+        request: Request<SetSamplingRequest>,
+    ) -> Result<Response<SamplingInForce>, Status> {
+        let (metadata, extensions, message) = request.into_parts();
+        let by = self.admit(metadata, &extensions)?;
+        let sample_ratio = message.sample_ratio.ok_or_else(|| {
+            let message = "say which share of traces is to be recorded";
+            Problem::new(ErrorCode::MissingField, message).field("sample_ratio")
+        })?;
+        let wanted = Sampling { sample_ratio };
+        let changed = sampling::change(&self.intake.tracer, wanted, &by)?;
+        Ok(Response::new(in_force(changed)))
+    }
 }
 
 impl Shared {
@@ -48,6 +77,13 @@ impl Shared {
         self.intake
             .admin
             .admit(peer.map(|peer| peer.ip()), &headers)
+    }
+}
+
+fn in_force(sampling: sampling::SamplingInForce) -> SamplingInForce {
+    SamplingInForce {
+        sample_ratio: sampling.sample_ratio,
+        exporting: sampling.exporting,
     }
 }
 

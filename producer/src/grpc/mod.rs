@@ -13,7 +13,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant as Stopwatch};
 
 use futures::{Stream, StreamExt};
-use streamgauge_lifecycle::{GrpcOps, Health, Shutdown, grpc_incoming};
+use streamgauge_lifecycle::{GrpcConnections, GrpcOps, Health, Shutdown};
 use streamgauge_proto::v1::producer_control_server::{
     ProducerControlServer, SERVICE_NAME as CONTROL_NAME,
 };
@@ -33,7 +33,6 @@ use streamgauge_telemetry::{Span, TraceContext};
 use tokio::net::TcpListener;
 use tokio::time::Instant;
 use tonic::metadata::MetadataMap;
-use tonic::transport::Server;
 use tonic::{Request, Response, Status, Streaming};
 use tower::util::MapResponseLayer;
 
@@ -75,17 +74,18 @@ pub async fn serve(
     let ledger = ledger::Calls {
         intake: shared.intake.clone(),
     };
-    let keepalive = Duration::from_millis(config.keepalive_interval_ms.max(1));
-    let patience = Duration::from_millis(config.keepalive_timeout_ms.max(1));
-    let silence = keepalive + patience;
-    let incoming = grpc_incoming(listener, config.max_connections, silence, shutdown.clone());
+    let connections = GrpcConnections::new(
+        config.max_connections,
+        config.keepalive_interval_ms,
+        config.keepalive_timeout_ms,
+    );
+    let incoming = connections.incoming(listener, shutdown.clone());
     let door = Door {
         intake: shared.intake.clone(),
         limits: shared.limits.clone(),
     };
-    let server = Server::builder()
-        .http2_keepalive_interval(Some(keepalive))
-        .http2_keepalive_timeout(Some(patience))
+    let server = connections
+        .server()
         .concurrency_limit_per_connection(config.connection_calls_max as usize)
         .max_concurrent_streams(config.connection_calls_max)
         .layer(shared.intake.metrics.rpc().layer())
@@ -211,7 +211,8 @@ fn response<T>(
             }
             Ok(response)
         }
-        Err(problem) => {
+        Err(mut problem) => {
+            problem.trace_id = trace.map(|trace| trace.trace_id_hex().into());
             let fields = admission.fields(client, problem.retry_after_seconds());
             let mut status = refusal_with(problem, fields);
             sign(status.metadata_mut());

@@ -20,16 +20,15 @@ use axum::extract::{ConnectInfo, Request};
 use axum::response::Response;
 use axum::routing::{get, post};
 use http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
-use streamgauge_lifecycle::{Health, matched_path, ops_router};
+use streamgauge_lifecycle::{Encoder, Health, matched_path, ops_router};
 use streamgauge_proto::{ErrorCode, Problem};
+use streamgauge_telemetry::TraceContext;
 use streamgauge_telemetry::context::TRACEPARENT;
-use streamgauge_telemetry::{Metrics, TraceContext};
 use tower_http::catch_panic::CatchPanicLayer;
 
 use crate::admission::Fields;
 use crate::auth::Client;
 use crate::config::Limits;
-use crate::error::problem_json;
 use crate::event::decode::Format;
 use crate::intake::{Intake, Submission, idempotency_key};
 
@@ -49,8 +48,8 @@ pub struct Shared {
     pub admin_body_bytes_max: usize,
 }
 
-/// All routes.
-pub fn router(shared: Shared, health: Health, metrics: &Metrics) -> Router {
+/// All routes; `/metrics` where it is not served elsewhere.
+pub fn router(shared: Shared, health: Health, metrics: Option<Encoder>) -> Router {
     let layer = shared.intake.metrics.http().layer(matched_path);
     Router::new()
         .route("/v1/events", post(submit::events))
@@ -58,7 +57,11 @@ pub fn router(shared: Shared, health: Health, metrics: &Metrics) -> Router {
         .route("/activity", post(simple::activity))
         .route("/v1/ledger", get(ledger::read))
         .route("/v1/admin/rate-limits", get(admin::show).put(admin::change))
-        .merge(ops_router(health, metrics.encoder()))
+        .route(
+            "/v1/admin/tracing",
+            get(admin::show_sampling).put(admin::change_sampling),
+        )
+        .merge(ops_router(health, metrics))
         .fallback(async || {
             refuse(
                 Problem::new(ErrorCode::NotFound, "there is no such route"),
@@ -318,10 +321,12 @@ fn json(status: StatusCode, body: impl Into<Body>) -> Response {
 }
 
 /// The answer to a request that is refused as a whole.
-fn refuse(problem: Problem, trace: Option<TraceContext>) -> Response {
+fn refuse(mut problem: Problem, trace: Option<TraceContext>) -> Response {
+    let recorded = trace.filter(|trace| trace.sampled);
+    problem.trace_id = recorded.map(|trace| trace.trace_id_hex().into());
     let status = StatusCode::from_u16(problem.code.http_status())
         .unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
-    let mut response = json(status, problem_json(&problem, trace));
+    let mut response = json(status, problem.to_json());
     let headers = response.headers_mut();
     if let Some(seconds) = problem.retry_after_seconds() {
         headers.insert(header::RETRY_AFTER, HeaderValue::from(seconds));

@@ -30,9 +30,18 @@ pub struct Alertmanager {
 }
 
 impl Alertmanager {
-    /// Starts one in `folder`, with the routes of `repository`.
-    pub async fn start(repository: &Path, folder: &Path, inbox: &Inbox) -> Outcome<Self> {
-        let address = format!("127.0.0.1:{}", free_port());
+    /// An address that one can be started at.
+    pub fn free_address() -> String {
+        format!("127.0.0.1:{}", free_port())
+    }
+
+    /// Starts one at `address` in `folder`, with the routes of `repository`.
+    pub async fn start(
+        repository: &Path,
+        folder: &Path,
+        inbox: &Inbox,
+        address: String,
+    ) -> Outcome<Self> {
         let folder = folder.join("alertmanager");
         let source = repository.join("monitoring/alertmanager");
         fs::create_dir_all(folder.join("templates"))

@@ -38,10 +38,15 @@ pub struct Watch {
 impl Bench {
     /// Puts the monitoring beside a system.
     pub async fn beside(system: System) -> Outcome<Self> {
+        Self::with_alertmanager_at(system, Alertmanager::free_address()).await
+    }
+
+    /// As [`Bench::beside`], with an Alertmanager at an address that the system knows already.
+    pub async fn with_alertmanager_at(system: System, address: String) -> Outcome<Self> {
         let folder = tempfile::tempdir().map_err(Failure::io("a folder"))?;
         let repository = repository();
         let inbox = Inbox::start().await?;
-        let alertmanager = Alertmanager::start(&repository, folder.path(), &inbox).await?;
+        let alertmanager = Alertmanager::start(&repository, folder.path(), &inbox, address).await?;
         let services = [system.producer(), system.consumer(), system.analytics()];
         let targets = Targets {
             services: services.map(|url| url.trim_start_matches("http://").to_owned()),

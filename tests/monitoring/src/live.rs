@@ -8,6 +8,7 @@ use streamgauge_tests::system::System;
 use tokio::process::Command;
 
 use crate::{
+    alertmanager::Alertmanager,
     bench::{Bench, Watch, repository},
     failure::{Failure, Outcome},
     faults::{held::ask, prove},
@@ -38,13 +39,15 @@ pub struct Live {
 /// Runs the part.
 pub async fn run() -> Outcome<Live> {
     let traces = Traces::start().await;
+    let alertmanager = Alertmanager::free_address();
     let system = System::start(&[
+        &format!("analytics.alerts.alertmanager=http://{alertmanager}"),
         &format!("each.telemetry.otlp_endpoint={}", traces.endpoint()),
         "each.telemetry.sample_ratio=0.25",
         "analytics.canary.enabled=true",
     ])
     .await;
-    let bench = Bench::beside(system).await?;
+    let bench = Bench::with_alertmanager_at(system, alertmanager).await?;
     let (system, watch) = (&bench.system, bench.watch());
     let everything = Mix {
         good: 160,
@@ -75,6 +78,10 @@ pub async fn run() -> Outcome<Live> {
             traces::of_exemplars(system, &watch.prometheus, &traces).await,
         ),
         ("no alert but the one that always fires", quiet(&watch)),
+        (
+            "alerts through analytics' API",
+            through_analytics(system).await,
+        ),
         ("the canary loses nothing", canary(&watch).await),
     ];
     let alerts = if steps.last().is_some_and(|(_, outcome)| outcome.is_ok()) {
@@ -175,6 +182,31 @@ fn quiet(watch: &Watch) -> Outcome {
         return Ok(String::from("Watchdog fires, nothing else"));
     }
     Err(Failure::Unmet(format!("firing: {}", names.join(", "))))
+}
+
+/// What fires is told by analytics as well, with the way to its runbook.
+async fn through_analytics(system: &System) -> Outcome {
+    let url = format!("{}/v1/alerts", system.analytics());
+    let asked = async {
+        let answer = reqwest::get(&url).await?.error_for_status()?;
+        answer.json::<serde_json::Value>().await
+    };
+    let answer = asked.await.map_err(Failure::http("/v1/alerts"))?;
+    let alerts = answer["alerts"].as_array().cloned().unwrap_or_default();
+    let told: Vec<_> = alerts
+        .iter()
+        .filter(|alert| alert["state"] == "firing")
+        .filter(|alert| {
+            alert["runbook_url"]
+                .as_str()
+                .is_some_and(|url| !url.is_empty())
+        })
+        .filter_map(|alert| alert["name"].as_str())
+        .collect();
+    if told == ["Watchdog"] {
+        return Ok(String::from("Watchdog is told, with its runbook"));
+    }
+    Err(Failure::Unmet(format!("{url} answered {answer}")))
 }
 
 /// On a system that is well every event of the canary comes back, over both doors.

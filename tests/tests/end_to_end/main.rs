@@ -3,6 +3,7 @@
 mod bad_input;
 mod canary;
 mod dead_letters;
+mod exposition;
 mod kills;
 mod reference;
 mod session;

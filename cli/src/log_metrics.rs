@@ -1,7 +1,5 @@
-//! What the embedded log tells about itself, as metrics.
-//!
-//! It has no port of its own for them. They stand on the producer's `/metrics`, since producing is what a log is for, and
-//! are there only where the log is in the same process.
+//! What the embedded log tells about itself, as metrics: on its own `/metrics` where it runs alone, on the producer's,
+//! since producing is what a log is for, where all is one process.
 
 use std::fmt;
 
