@@ -2,22 +2,6 @@
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
-use streamgauge_producer::event::{EventLimits, Shape, decode};
+use streamgauge_producer::event::decode::Format;
 
-fuzz_target!(|bytes: &[u8]| {
-    let limits = EventLimits::default();
-    for shape in [Shape::EVENT, Shape::ACTIVITY] {
-        let mut events = 0;
-        let decoded = decode::decode(bytes, decode::Format::Lines, shape, &limits, |event| {
-            events += 1;
-            if let Ok(draft) = event {
-                // What is said to be checked has to be so.
-                let properties = draft.properties.unwrap_or("{}");
-                assert!(properties.len() <= limits.properties_bytes_max);
-                assert!(draft.value.is_none_or(f64::is_finite));
-            }
-        });
-        assert!(events <= limits.batch_events_max);
-        assert!(decoded.is_err() || events > 0);
-    }
-});
+fuzz_target!(|bytes: &[u8]| streamgauge_fuzz::submitted(bytes, Format::Lines));

@@ -22,8 +22,10 @@ pub struct ChainRow {
     pub gap: bool,
     /// Source offsets whose batches retention removed unread; part of what the ledger says is missing.
     pub holes: u64,
-    /// Where in `metrics-data` the latest of these holes was found; 0 when there was none. Retention does not take from
-    /// two readers alike, so this and `holes` tell whether they have read the same.
+    /// Where in `metrics-data` the latest batch was counted of which a gap before it was open; 0 when there was none. What
+    /// retention took may have left a hole, or the first of two records of the same batch, as writers that follow each
+    /// other leave them: then the second counts. Retention does not take from two readers alike, so this and `holes` tell
+    /// whether they have counted the same records.
     pub hole_at: i64,
 }
 
@@ -73,6 +75,8 @@ impl ChainRow {
             (Judged::Valid { hole }, Some((range, outcomes))) => {
                 if hole > 0 {
                     self.skip(range.from(), hole);
+                }
+                if gap {
                     self.hole_at = offset;
                 }
                 self.ledger.offer(range, outcomes);
@@ -94,7 +98,8 @@ impl ChainRow {
     }
 
     /// Whether this row, at or beyond `other`, has counted what led to `other`. Retention may have outrun one of the two
-    /// readers: it has a hole that the other has not, or is still in a gap and stands at an earlier head.
+    /// readers: it has a hole that the other has not, has counted another record of the same batch, or is still in a gap
+    /// and stands at an earlier head.
     pub fn includes(&self, other: &Self) -> bool {
         let same_holes = (self.holes, self.hole_at) == (other.holes, other.hole_at);
         if self.delta_position == other.delta_position {
@@ -162,6 +167,28 @@ mod tests {
         row.gap = false;
         assert_eq!(row.take(54, batch(200, 210)), Judged::Void);
         assert_eq!(row.ledger.imbalance(), 0);
+    }
+
+    #[test]
+    fn who_counted_another_record_of_the_same_batch_is_not_included() {
+        let mut whole = ChainRow::new(0);
+        whole.take(0, batch(0, 6));
+        let mut outrun = whole;
+        // Two writers left the batch twice; retention took the first of them from one reader.
+        assert_eq!(whole.take(1, batch(6, 12)), Judged::Valid { hole: 0 });
+        assert_eq!(outrun.take(2, batch(6, 12)), Judged::Valid { hole: 0 });
+        assert_eq!(whole.ledger.head(), outrun.ledger.head());
+        assert!(!outrun.includes(&whole));
+        whole.take(2, batch(6, 12));
+        assert_eq!(whole.delta_position, outrun.delta_position);
+        assert!(!outrun.includes(&whole) && !whole.includes(&outrun));
+        // Nor later, when nothing of that is left but what they remember of it.
+        outrun.gap = false;
+        for row in [&mut whole, &mut outrun] {
+            row.take(3, batch(12, 20));
+        }
+        assert!(!outrun.includes(&whole) && !whole.includes(&outrun));
+        assert!(whole.includes(&whole) && outrun.includes(&outrun));
     }
 
     proptest! {

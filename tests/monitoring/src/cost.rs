@@ -1,6 +1,7 @@
-//! What monitoring costs: throughput and latency of submissions with metrics scraped and one trace in a hundred exported,
-//! against the same system with neither. Rounds of both alternate, since other work on the machine comes and goes; medians
-//! are compared.
+//! What monitoring costs: throughput of submissions with metrics scraped and one trace in a hundred exported, against the
+//! same system with neither, and latency and processor time at a steady rate, which say more: at full speed both depend on
+//! how full everything is. Rounds of both systems alternate, since other work on the machine comes and goes; medians are
+//! compared.
 
 use std::{
     sync::{
@@ -14,7 +15,7 @@ use serde_json::{Value, json};
 use streamgauge_tests::{collector::Collector, system::System};
 use tokio::{
     task::JoinHandle,
-    time::{Instant, interval},
+    time::{Instant, Interval, MissedTickBehavior, interval, interval_at},
 };
 
 use crate::{
@@ -31,19 +32,54 @@ const BOUND_MAX: f64 = 0.5;
 /// Requests at once, and events in each.
 const CLIENTS: usize = 8;
 const BATCH: usize = 100;
-/// How often everything is scraped: ten times as often as the repository's configuration does.
-const SCRAPE: Duration = Duration::from_secs(1);
+/// How often everything is scraped, as the repository's configuration does.
+const SCRAPE: Duration = Duration::from_secs(10);
 /// Time for one answer.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
+/// The steady rate: events a second that leave the machine room.
+const STEADY: f64 = 5_000.0;
+/// Longest wait for what was accepted to be counted, and how often it is looked.
+const SETTLE_DEADLINE: Duration = Duration::from_secs(60);
+const SETTLE_POLL: Duration = Duration::from_millis(50);
 /// Before the first round is measured.
 const WARM_UP: Duration = Duration::from_secs(2);
 
-/// One round of one system.
+/// One round of one system: its throughput at full speed, the rest at the steady rate.
 #[derive(Clone, Copy)]
 struct Round {
     events_per_second: f64,
     p99_ms: f64,
     cpu_us_per_event: f64,
+}
+
+/// How fast clients send.
+#[derive(Clone, Copy)]
+enum Pace {
+    /// Each its next batch when the one before is answered.
+    FullSpeed,
+    /// All together so many events a second.
+    Steady(f64),
+}
+
+/// What one measurement found.
+struct Measured {
+    events_per_second: f64,
+    p99_ms: f64,
+    cpu_us_per_event: f64,
+}
+
+impl Pace {
+    /// When a client sends; none when it need not wait. Clients take turns.
+    fn turns(self, began: Instant, client: usize) -> Option<Interval> {
+        let Self::Steady(events_per_second) = self else {
+            return None;
+        };
+        let between = Duration::from_secs_f64((CLIENTS * BATCH) as f64 / events_per_second);
+        let first = began + between.mul_f64(client as f64 / CLIENTS as f64);
+        let mut turns = interval_at(first, between);
+        turns.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        Some(turns)
+    }
 }
 
 /// Runs the part.
@@ -55,22 +91,48 @@ pub async fn run(options: &Options) -> Outcome {
     let ids = Arc::new(AtomicU64::new(0));
     let length = Duration::from_secs(options.cost_seconds.max(1));
     for system in [&with, &without] {
-        measure(system, &ids, WARM_UP).await?;
+        measure(system, &ids, Pace::FullSpeed, WARM_UP).await?;
     }
+    let _scraper = Scraper::start(&with);
     let (mut on, mut off) = (Vec::new(), Vec::new());
     for round in 0..options.cost_rounds.max(1) {
         // Whoever goes first in one round goes second in the next.
         for step in 0..2 {
             if (round + step) % 2 == 0 {
-                let scraper = Scraper::start(&with);
-                on.push(measure(&with, &ids, length).await?);
-                drop(scraper);
+                on.push(round_of(&with, &ids, length).await?);
             } else {
-                off.push(measure(&without, &ids, length).await?);
+                off.push(round_of(&without, &ids, length).await?);
             }
         }
     }
     judge(&on, &off)
+}
+
+/// Half of the time at full speed, half at the steady rate.
+async fn round_of(system: &System, ids: &Arc<AtomicU64>, length: Duration) -> Outcome<Round> {
+    let steady = measure(system, ids, Pace::Steady(STEADY), length / 2).await?;
+    let full = measure(system, ids, Pace::FullSpeed, length / 2).await?;
+    // What is still to be counted belongs to nobody else's round.
+    settle(system).await?;
+    Ok(Round {
+        events_per_second: full.events_per_second,
+        p99_ms: steady.p99_ms,
+        cpu_us_per_event: steady.cpu_us_per_event,
+    })
+}
+
+/// Waits until everything that was accepted is counted.
+async fn settle(system: &System) -> Outcome<()> {
+    let url = format!("{}/v1/ledger", system.analytics());
+    let end = Instant::now() + SETTLE_DEADLINE;
+    while system.get(&url).await["total"]["in_flight"] != 0 {
+        if Instant::now() >= end {
+            let waited = format!("events are still in flight after {SETTLE_DEADLINE:?}");
+            return Err(Failure::Unmet(waited));
+        }
+        tokio::time::sleep(SETTLE_POLL).await;
+    }
+    Ok(())
 }
 
 fn judge(on: &[Round], off: &[Round]) -> Outcome {
@@ -87,8 +149,8 @@ fn judge(on: &[Round], off: &[Round]) -> Outcome {
         spread(off, |round| round.cpu_us_per_event),
     ];
     let text = format!(
-        "throughput {events_on:.0} against {events_off:.0} events/s ({:+.1}%), p99 {p99_on:.1} against {p99_off:.1} ms ({:+.1}%), \
-         processor time {cpu_on:.1} against {cpu_off:.1} µs an event ({:+.1}%); aim {:.0}%; medians of {} rounds each, half of \
+        "at full speed {events_on:.0} against {events_off:.0} events/s ({:+.1}%); at {STEADY} a second p99 {p99_on:.1} against \
+         {p99_off:.1} ms ({:+.1}%), processor time {cpu_on:.1} against {cpu_off:.1} µs an event ({:+.1}%); aim {:.0}%; medians of {} rounds each, half of \
          which lie within {:.0}%, {:.0}% and {:.0}% of each other without monitoring",
         100.0 * events,
         100.0 * p99,
@@ -153,17 +215,26 @@ fn median(mut values: Vec<f64>) -> f64 {
     }
 }
 
-/// Submits from several clients for so long, each sending its next batch when the one before is answered.
-async fn measure(system: &System, ids: &Arc<AtomicU64>, length: Duration) -> Outcome<Round> {
+/// Submits from several clients for so long.
+async fn measure(
+    system: &System,
+    ids: &Arc<AtomicU64>,
+    pace: Pace,
+    length: Duration,
+) -> Outcome<Measured> {
     let url = format!("{}/v1/events", system.producer());
     let http = reqwest::Client::builder().timeout(REQUEST_TIMEOUT).build();
     let http = http.map_err(Failure::http("a client"))?;
     let (began, cpu_before) = (Instant::now(), cpu_seconds(system)?);
-    let clients = (0..CLIENTS).map(|_| {
+    let clients = (0..CLIENTS).map(|client| {
         let (http, url, ids) = (http.clone(), url.clone(), ids.clone());
         tokio::spawn(async move {
             let mut latencies_ms = Vec::new();
+            let mut turns = pace.turns(began, client);
             while began.elapsed() < length {
+                if let Some(turns) = &mut turns {
+                    turns.tick().await;
+                }
                 let batch = batch(&ids);
                 let sent = Instant::now();
                 let answer = http
@@ -187,7 +258,7 @@ async fn measure(system: &System, ids: &Arc<AtomicU64>, length: Duration) -> Out
     latencies_ms.sort_by(f64::total_cmp);
     let p99_ms = latencies_ms.get(latencies_ms.len() * 99 / 100).copied();
     let events = (latencies_ms.len() * BATCH) as f64;
-    Ok(Round {
+    Ok(Measured {
         events_per_second: events / seconds,
         p99_ms: p99_ms.unwrap_or(f64::NAN),
         cpu_us_per_event: (cpu_seconds(system)? - cpu_before) * 1e6 / events,
