@@ -183,13 +183,16 @@ async fn serve(
 ) -> Outcome {
     let deadline = config.shutdown_deadline();
     let mut tasks = Tasks::new(deps.shutdown.clone());
-    let here = listeners.metrics.is_none().then(|| deps.metrics.encoder());
-    let router = http::router(shared.clone(), health.clone(), &deps.metrics, here);
     let (server, shutdown) = (config.http.server.clone(), deps.shutdown.clone());
-    if let Some(exposition) = listeners.metrics {
-        let (metrics, shutdown) = (deps.metrics.encoder(), shutdown.clone());
-        exposition.spawn(&mut tasks, metrics, &server, shutdown, deadline);
-    }
+    let exposed = Exposition::spawn(
+        listeners.metrics,
+        &mut tasks,
+        deps.metrics.encoder(),
+        &server,
+        &shutdown,
+        deadline,
+    );
+    let router = http::router(shared.clone(), health.clone(), &deps.metrics, exposed);
     tasks.spawn("http", async move {
         serve_http(listeners.http, router, server, shutdown, deadline)
             .await

@@ -148,17 +148,9 @@ fn doors(
     health.condition("log").up();
     let mut tasks = Tasks::new(stop.clone());
     let server = config.http.server.clone();
-    let here = exposition.is_none().then(|| metrics.encoder());
-    if let Some(exposition) = exposition {
-        exposition.spawn(
-            &mut tasks,
-            metrics.encoder(),
-            &server,
-            stop.clone(),
-            deadline,
-        );
-    }
-    let (router, stop) = (ops_router(health, here), stop.clone());
+    let metrics = metrics.encoder();
+    let exposed = Exposition::spawn(exposition, &mut tasks, metrics, &server, stop, deadline);
+    let (router, stop) = (ops_router(health, exposed), stop.clone());
     tasks.spawn("http", async move {
         serve_http(http, router, server, stop, deadline)
             .await

@@ -103,7 +103,16 @@ pub async fn run(config: Config, listeners: Listeners, deps: Deps) -> Result<(),
         stop.clone(),
     );
 
-    let here = listeners.metrics.is_none().then(|| deps.metrics.encoder());
+    let mut tasks = Tasks::new(stop.clone());
+    let (server, closing) = (config.http.server.clone(), stop.clone());
+    let exposed = Exposition::spawn(
+        listeners.metrics,
+        &mut tasks,
+        deps.metrics.encoder(),
+        &server,
+        &stop,
+        deadline,
+    );
     let router = http::router(
         http::Shared {
             board: board.clone(),
@@ -112,19 +121,13 @@ pub async fn run(config: Config, listeners: Listeners, deps: Deps) -> Result<(),
         desk.clone(),
         &metrics,
         health.clone(),
-        here,
+        exposed,
     );
-    let mut tasks = Tasks::new(stop.clone());
     let open_desk = desk.clone();
     tasks.spawn("desk", async move {
         open_desk.closed().await;
         Ok(())
     });
-    let (server, closing) = (config.http.server.clone(), stop.clone());
-    if let Some(exposition) = listeners.metrics {
-        let (metrics, closing) = (deps.metrics.encoder(), stop.clone());
-        exposition.spawn(&mut tasks, metrics, &server, closing, deadline);
-    }
     tasks.spawn("http", async move {
         serve_http(listeners.http, router, server, closing, deadline)
             .await

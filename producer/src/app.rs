@@ -218,8 +218,6 @@ pub(crate) async fn serve(
         limits: limits.clone(),
         admin_body_bytes_max: config.admin.body_bytes_max,
     };
-    let here = listeners.metrics.is_none().then(|| deps.metrics.encoder());
-    let router = http::router(shared, parts.health.clone(), here);
     let grpc = grpc::Shared {
         intake: parts.intake.clone(),
         limits,
@@ -232,10 +230,15 @@ pub(crate) async fn serve(
         parts.health.clone(),
     );
     let mut tasks = Tasks::new(stop.clone());
-    if let Some(exposition) = listeners.metrics {
-        let (metrics, stop) = (deps.metrics.encoder(), stop.clone());
-        exposition.spawn(&mut tasks, metrics, &server, stop, door_deadline);
-    }
+    let exposed = Exposition::spawn(
+        listeners.metrics,
+        &mut tasks,
+        deps.metrics.encoder(),
+        &server,
+        &stop,
+        door_deadline,
+    );
+    let router = http::router(shared, parts.health.clone(), exposed);
     tasks.spawn("http", async move {
         serve_http(listeners.http, router, server, stop, door_deadline)
             .await

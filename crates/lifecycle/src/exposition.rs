@@ -100,25 +100,31 @@ impl Exposition {
         self.listener.local_addr()
     }
 
-    /// Serves as one of a service's tasks.
+    /// Serves as one of a service's tasks, where there is one to serve. Where there is none the metrics come back, to stand
+    /// beside the other routes.
     pub fn spawn(
-        self,
+        exposition: Option<Self>,
         tasks: &mut Tasks,
         metrics: Encoder,
         config: &HttpServerConfig,
-        shutdown: Shutdown,
+        shutdown: &Shutdown,
         deadline: Duration,
-    ) {
-        let config = config.clone();
+    ) -> Option<Encoder> {
+        let Some(exposition) = exposition else {
+            return Some(metrics);
+        };
+        let (config, shutdown) = (config.clone(), shutdown.clone());
         tasks.spawn("metrics", async move {
-            self.serve(metrics, config, shutdown, deadline)
+            exposition
+                .serve(metrics, config, shutdown, deadline)
                 .await
                 .map_err(BoxError::from)
         });
+        None
     }
 
     /// Serves until the shutdown, then as [`crate::serve_http`] does.
-    pub async fn serve(
+    async fn serve(
         self,
         metrics: Encoder,
         config: HttpServerConfig,

@@ -40,7 +40,11 @@ fn serve(exposition: Exposition) -> (SocketAddr, Tasks, Shutdown) {
     let mut tasks = Tasks::new(shutdown.clone());
     let metrics = Arc::new(|| String::from("up 1\n# EOF\n"));
     let config = HttpServerConfig::default();
-    exposition.spawn(&mut tasks, metrics, &config, shutdown.clone(), DEADLINE);
+    let exposition = Some(exposition);
+    let here = Exposition::spawn(
+        exposition, &mut tasks, metrics, &config, &shutdown, DEADLINE,
+    );
+    assert!(here.is_none(), "they are served there alone");
     (address, tasks, shutdown)
 }
 
