@@ -95,6 +95,8 @@ pub async fn run_with_store(
     let store: Arc<dyn Store> = Arc::new(Observed::new(store, &config.store, metrics.clone()));
     let config = Arc::new(config);
     let health = Health::new(SERVICE);
+    deps.metrics
+        .with(|registry| registry.register_collector(Box::new(health.clone())));
     let view = Arc::new(ArcSwapOption::empty());
     let live = Live::new(&config.live, metrics.clone(), deps.shutdown.clone());
     let service = Arc::new(Service::new(

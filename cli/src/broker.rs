@@ -142,8 +142,11 @@ fn doors(
     let deadline = Duration::from_millis(config.shutdown_deadline_ms) / 2;
     let metrics = Metrics::new(SERVICE);
     let of_log = Box::new(LogMetrics::new(broker.stats_reader()));
-    metrics.with(|registry| registry.register_collector(of_log));
     let health = Health::new(SERVICE);
+    metrics.with(|registry| {
+        registry.register_collector(of_log);
+        registry.register_collector(Box::new(health.clone()));
+    });
     // It answers once its folder is open, which it is by now.
     health.condition("log").up();
     let mut tasks = Tasks::new(stop.clone());

@@ -85,6 +85,8 @@ pub async fn run(config: Config, listeners: Listeners, deps: Deps) -> Result<(),
     deps.tracer.register(&deps.metrics);
     let metrics = ConsumerMetrics::register(&deps.metrics, &config.metrics);
     let health = Health::new(SERVICE);
+    deps.metrics
+        .with(|registry| registry.register_collector(Box::new(health.clone())));
     let instance = match config.instance.as_str() {
         "" => listeners
             .http

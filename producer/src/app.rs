@@ -161,6 +161,8 @@ impl Parts {
     ) -> Self {
         deps.tracer.register(&deps.metrics);
         let health = Health::new(SERVICE);
+        deps.metrics
+            .with(|registry| registry.register_collector(Box::new(health.clone())));
         let breaker = Breaker::new(PUBLISH_BREAKER, &config.breaker, Arc::new(metrics.clone()));
         let clock = deps.clock.clone();
         let admission = Admission::new(config, clock, &deps.metrics, metrics.clone());

@@ -3,6 +3,7 @@
 #   postgres.sh start    installs what is missing, starts, waits until it serves, prints its URL
 #   postgres.sh stop     stops what start started; its data goes too
 #   postgres.sh halt     stops it at once, as a crash would; the data stays
+#   postgres.sh idle|usual   gives it only the processor time that nobody else wants, or what it usually has
 #   postgres.sh url      prints its URL
 # Settings: STACK_DIR (data), POSTGRES_PORT.
 set -euo pipefail
@@ -42,6 +43,11 @@ case "${1:-}" in
       rm -rf "$run"
     fi ;;
   halt) as_owner "'$(binaries)/pg_ctl' -D '$run/data' -m immediate -w stop" >/dev/null ;;
+  idle | usual)
+    # Connections that come later inherit it.
+    policy=--idle; [ "$1" = idle ] || policy=--other
+    first=$(head -n 1 "$run/data/postmaster.pid")
+    for one in "$first" $(pgrep -P "$first"); do chrt "$policy" --pid 0 "$one"; done ;;
   url) echo "$url" ;;
-  *) sed -n '2,7p' "$0"; exit 2 ;;
+  *) sed -n '2,8p' "$0"; exit 2 ;;
 esac

@@ -1,5 +1,5 @@
-//! What else is asked beside `/metrics`, as it is answered in JSON: the ledger of analytics and the
-//! alerts of Alertmanager. Pure; unknown fields are passed over, missing ones have defaults.
+//! What else is asked beside `/metrics`, as it is answered in JSON: the ledger of analytics, and the
+//! alerts as analytics or Alertmanager tell them. Pure; unknown fields are passed over, missing ones have defaults.
 
 use serde::{Deserialize, Serialize};
 
@@ -123,7 +123,7 @@ pub struct Alert {
     pub service: String,
     /// The partition that it is about, where it says so.
     pub partition: String,
-    /// Since when, as Alertmanager writes it.
+    /// Since when, as it was written.
     pub since: String,
     /// What it says.
     pub summary: String,
@@ -163,13 +163,74 @@ struct Annotations {
 pub fn alerts(body: &[u8]) -> Result<Vec<Alert>, String> {
     let posted: Vec<Posted> = serde_json::from_slice(body)
         .map_err(|error| format!("no alerts of Alertmanager's API v2: {error}"))?;
-    let mut alerts: Vec<Alert> = posted.into_iter().map(Alert::from).collect();
+    Ok(heaviest_first(posted.into_iter().map(Alert::from)))
+}
+
+/// Reads what analytics answers at `/v1/alerts`, in the same order.
+///
+/// # Errors
+/// When it is no such answer; says why.
+pub fn told_alerts(body: &[u8]) -> Result<Vec<Alert>, String> {
+    let told: Told = serde_json::from_slice(body).map_err(|error| format!("no alerts: {error}"))?;
+    Ok(heaviest_first(told.alerts.into_iter().map(Alert::from)))
+}
+
+fn heaviest_first(alerts: impl Iterator<Item = Alert>) -> Vec<Alert> {
+    let mut alerts: Vec<Alert> = alerts.collect();
     alerts.sort_by(|a, b| {
         let key = |alert: &Alert| (alert.severity, alert.since.clone(), alert.name.clone());
         key(a).cmp(&key(b))
     });
     alerts.truncate(ALERTS_MAX);
-    Ok(alerts)
+    alerts
+}
+
+/// What a service says of why it refused, if the answer is a refusal.
+pub fn refusal(body: &[u8]) -> Option<String> {
+    #[derive(Deserialize)]
+    struct Refusal {
+        error: Reason,
+    }
+    #[derive(Deserialize)]
+    struct Reason {
+        message: String,
+    }
+    let refusal: Refusal = serde_json::from_slice(body).ok()?;
+    Some(refusal.error.message)
+}
+
+#[derive(Deserialize)]
+struct Told {
+    alerts: Vec<ToldAlert>,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(default)]
+struct ToldAlert {
+    name: String,
+    severity: String,
+    service: String,
+    starts_at: Option<String>,
+    summary: String,
+    description: String,
+    labels: Labels,
+}
+
+fn or(first: String, second: String) -> String {
+    if first.is_empty() { second } else { first }
+}
+
+impl From<ToldAlert> for Alert {
+    fn from(told: ToldAlert) -> Self {
+        Self {
+            severity: Severity::of(Some(told.severity.as_str())),
+            name: or(told.name, String::from("(without a name)")),
+            service: or(told.service, told.labels.job),
+            partition: told.labels.partition,
+            since: told.starts_at.unwrap_or_default(),
+            summary: or(told.summary, told.description),
+        }
+    }
 }
 
 impl From<Posted> for Alert {
@@ -179,7 +240,6 @@ impl From<Posted> for Alert {
             annotations,
             starts_at,
         } = posted;
-        let or = |first: String, second: String| if first.is_empty() { second } else { first };
         Self {
             severity: Severity::of(labels.severity.as_deref()),
             name: or(labels.alertname, String::from("(without a name)")),
@@ -231,6 +291,30 @@ mod tests {
     }
 
     #[test]
+    fn analytics_tells_them_in_its_own_words() {
+        let body = br#"{"as_of":"2026-01-04T00:00:00Z","left_out":0,"alerts":[
+            {"name":"B","severity":"warning","service":"","component":"","state":"firing",
+             "starts_at":"2026-01-02T00:00:00Z","summary":"","description":"long",
+             "labels":{"alertname":"B","job":"streamgauge-consumer","partition":"3"}},
+            {"name":"A","severity":"critical","service":"producer","starts_at":null,"summary":"short"}]}"#;
+        let found = told_alerts(body).expect("alerts");
+        assert_eq!((found[0].name.as_str(), found[0].since.as_str()), ("A", ""));
+        assert_eq!(found[0].severity, Severity::Critical);
+        assert_eq!(found[1].service, "streamgauge-consumer");
+        assert_eq!(found[1].partition, "3");
+        assert_eq!(found[1].summary, "long");
+        assert!(told_alerts(b"[]").is_err());
+    }
+
+    #[test]
+    fn a_refusal_says_why() {
+        let body = br#"{"error":{"code":"alerts_unavailable","message":"Alertmanager cannot be asked now: gone"}}"#;
+        let reason = refusal(body).expect("a reason");
+        assert_eq!(reason, "Alertmanager cannot be asked now: gone");
+        assert_eq!(refusal(b"<html>"), None);
+    }
+
+    #[test]
     fn a_flood_of_alerts_is_cut() {
         let one = r#"{"labels":{"alertname":"A"}}"#;
         let body = format!("[{}]", vec![one; ALERTS_MAX + 1].join(","));
@@ -256,7 +340,7 @@ mod tests {
     proptest! {
         #[test]
         fn no_bytes_make_it_panic(body in prop::collection::vec(any::<u8>(), 0..500)) {
-            let _ = (Ledger::parse(&body), alerts(&body));
+            let _ = (Ledger::parse(&body), alerts(&body), told_alerts(&body), refusal(&body));
         }
     }
 }

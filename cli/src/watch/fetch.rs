@@ -13,7 +13,7 @@ use super::{
     answers::{self, Ledger},
     openmetrics::Scrape,
     units,
-    visits::{Alerts, Service, Visit},
+    visits::{Alerts, Service, Teller, Visit},
 };
 use crate::{error::CliError, health::ServiceReport};
 
@@ -73,13 +73,28 @@ impl Fetcher {
         }
     }
 
-    /// Asks Alertmanager for what fires and is neither silenced nor inhibited.
-    pub async fn alerts(&self, address: &str) -> Alerts {
-        let path = "api/v2/alerts?active=true&silenced=false&inhibited=false";
-        let alerts = async { answers::alerts(&self.found(address, path).await?) };
-        match alerts.await {
-            Ok(alerts) => Alerts::Known(address.to_owned(), alerts),
-            Err(reason) => Alerts::Silent(address.to_owned(), reason),
+    /// Asks for what fires and is neither silenced nor inhibited.
+    pub async fn alerts(&self, teller: &Teller) -> Alerts {
+        match teller {
+            Teller::Analytics(address) => self.told_alerts(address).await,
+            Teller::Alertmanager(address) => {
+                let path = "api/v2/alerts?active=true&silenced=false&inhibited=false";
+                let alerts = async { answers::alerts(&self.found(address, path).await?) };
+                alerts.await.map_or_else(Alerts::Silent, Alerts::Known)
+            }
+        }
+    }
+
+    async fn told_alerts(&self, address: &str) -> Alerts {
+        match self.get(address, "v1/alerts").await {
+            Ok((StatusCode::OK, body)) => {
+                answers::told_alerts(&body).map_or_else(Alerts::Silent, Alerts::Known)
+            }
+            Ok((StatusCode::NOT_FOUND, _)) => Alerts::NotConfigured,
+            Ok((status, body)) => {
+                Alerts::Silent(answers::refusal(&body).unwrap_or_else(|| format!("HTTP {status}")))
+            }
+            Err(reason) => Alerts::Silent(reason),
         }
     }
 
@@ -249,9 +264,34 @@ mod tests {
     async fn alertmanager_is_asked_under_its_address() {
         let alerts = br#"[{"labels":{"alertname":"A","severity":"critical"}}]"#;
         let address = server(Some(http("200 OK", alerts))).await;
-        match fetcher(LONG_MS).alerts(&address).await {
-            Alerts::Known(at, alerts) => assert_eq!((at, alerts.len()), (address, 1)),
+        match fetcher(LONG_MS)
+            .alerts(&Teller::Alertmanager(address))
+            .await
+        {
+            Alerts::Known(alerts) => assert_eq!(alerts.len(), 1),
             other => panic!("{other:?}"),
+        }
+    }
+
+    #[tokio::test]
+    async fn analytics_tells_alerts_or_why_not() {
+        let told = async |status, body: &[u8]| {
+            let analytics = Teller::Analytics(server(Some(http(status, body))).await);
+            fetcher(LONG_MS).alerts(&analytics).await
+        };
+        let alerts = br#"{"alerts":[{"name":"A","severity":"critical"}]}"#;
+        match told("200 OK", alerts).await {
+            Alerts::Known(alerts) => assert_eq!(alerts[0].name, "A"),
+            other => panic!("{other:?}"),
+        }
+        assert_eq!(told("404 Not Found", b"").await, Alerts::NotConfigured);
+        let refusal = br#"{"error":{"message":"Alertmanager is gone"}}"#;
+        for (body, reason) in [
+            (refusal.as_slice(), "Alertmanager is gone"),
+            (b"<html>", "HTTP 503 Service Unavailable"),
+        ] {
+            let silent = Alerts::Silent(reason.to_owned());
+            assert_eq!(told("503 Service Unavailable", body).await, silent);
         }
     }
 }

@@ -93,13 +93,10 @@ fn ask(fetcher: &Fetcher, visits: &Visits, busy: &mut Busy, asking: &Asking) {
             Answer::Service(service, Box::new(visit))
         }));
     }
-    let Some(address) = visits.alerts.address() else {
-        return;
-    };
     if !std::mem::replace(&mut busy.alerts, true) {
-        let (fetcher, address) = (fetcher.clone(), address.to_owned());
+        let (fetcher, teller) = (fetcher.clone(), visits.teller.clone());
         asking.push(Box::pin(async move {
-            Answer::Alerts(fetcher.alerts(&address).await)
+            Answer::Alerts(fetcher.alerts(&teller).await)
         }));
     }
 }

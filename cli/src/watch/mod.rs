@@ -70,7 +70,7 @@ pub struct WatchArgs {
     /// Wait this long for each answer
     #[arg(long, value_name = "DURATION", default_value = "2s", value_parser = times::duration)]
     timeout: Duration,
-    /// Alertmanager's address, for firing alerts [default: none are shown]
+    /// Alertmanager's address, for firing alerts [default: what analytics tells of them]
     #[arg(
         long,
         value_name = "HOST:PORT",
@@ -204,19 +204,12 @@ async fn once(
 async fn ask_all(fetcher: &Fetcher, visits: &mut Visits) {
     let services = visits.services.iter();
     let services = services.map(|one| fetcher.visit(one.service, &one.address));
-    let alerts = async {
-        match visits.alerts.address() {
-            Some(address) => Some(fetcher.alerts(address).await),
-            None => None,
-        }
-    };
+    let alerts = fetcher.alerts(&visits.teller);
     let (answers, alerts) = future::join(future::join_all(services), alerts).await;
     for (watched, visit) in visits.services.iter_mut().zip(answers) {
         watched.take(visit);
     }
-    if let Some(alerts) = alerts {
-        visits.alerts = alerts;
-    }
+    visits.alerts = alerts;
 }
 
 /// Answers of real services after 2,000 events, shortened to what tests read.

@@ -103,51 +103,61 @@ impl Watched {
     }
 }
 
-/// What Alertmanager answered.
-#[derive(Clone, Debug, PartialEq)]
-pub enum Alerts {
-    /// Nobody said where it is.
-    NotConfigured,
-    /// It was not asked yet.
-    NotAsked(String),
-    /// Its address and the reason why it did not answer.
-    Silent(String, String),
-    /// What fires.
-    Known(String, Vec<Alert>),
+/// Who tells what fires, and where it is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Teller {
+    /// Analytics, which passes on what the Alertmanager of its settings tells.
+    Analytics(String),
+    /// An Alertmanager that the user named.
+    Alertmanager(String),
 }
 
-impl Alerts {
-    /// Where Alertmanager is.
-    pub fn address(&self) -> Option<&str> {
+impl Teller {
+    /// Where it is.
+    pub fn address(&self) -> &str {
         match self {
-            Self::NotConfigured => None,
-            Self::NotAsked(address) | Self::Silent(address, _) | Self::Known(address, _) => {
-                Some(address)
-            }
+            Self::Analytics(address) | Self::Alertmanager(address) => address,
         }
     }
 }
 
-/// The services and Alertmanager.
+/// What it answered.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Alerts {
+    /// It was not asked yet.
+    NotAsked,
+    /// Analytics knows no Alertmanager.
+    NotConfigured,
+    /// Why it did not answer.
+    Silent(String),
+    /// What fires.
+    Known(Vec<Alert>),
+}
+
+/// The services and the alerts.
 #[derive(Clone, Debug)]
 pub struct Visits {
     /// The services.
     pub services: [Watched; 3],
+    /// Who tells the alerts.
+    pub teller: Teller,
     /// The alerts.
     pub alerts: Alerts,
 }
 
 impl Visits {
-    /// Nobody was asked yet.
+    /// Nobody was asked yet. Analytics tells the alerts where no Alertmanager is named.
     pub fn new(addresses: [String; 3], alertmanager: Option<String>) -> Self {
         let [producer, consumer, analytics] = addresses;
+        let teller = alertmanager.map(Teller::Alertmanager);
         Self {
+            teller: teller.unwrap_or_else(|| Teller::Analytics(analytics.clone())),
             services: [
                 Watched::new(Service::Producer, producer),
                 Watched::new(Service::Consumer, consumer),
                 Watched::new(Service::Analytics, analytics),
             ],
-            alerts: alertmanager.map_or(Alerts::NotConfigured, Alerts::NotAsked),
+            alerts: Alerts::NotAsked,
         }
     }
 

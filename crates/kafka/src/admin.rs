@@ -1,5 +1,7 @@
 //! Topics: created when missing, checked when there.
 
+use std::sync::Arc;
+
 use rdkafka::{
     admin::{AdminClient, AdminOptions, NewTopic, TopicReplication},
     config::FromClientConfigAndContext,
@@ -27,9 +29,9 @@ pub struct TopicSpec {
 /// [`KafkaError::PartitionMismatch`] names both counts; [`KafkaError::Unreachable`] asks for a
 /// retry; anything else is Kafka's own refusal.
 pub async fn ensure_topics(kafka: &KafkaConfig, topics: &[TopicSpec]) -> Result<(), KafkaError> {
-    let admin = client(kafka)?;
+    let admin = Arc::new(client(kafka)?);
     for spec in topics {
-        match partitions_of(kafka, &admin, &spec.name)? {
+        match found(kafka, &admin, &spec.name).await? {
             Some(found) if found == spec.partitions => {}
             Some(found) => return Err(mismatch(spec, found)),
             None => create(kafka, &admin, spec).await?,
@@ -45,6 +47,18 @@ pub async fn ensure_topics(kafka: &KafkaConfig, topics: &[TopicSpec]) -> Result<
 pub async fn partition_count(kafka: &KafkaConfig, topic: &str) -> Result<Option<i32>, KafkaError> {
     let (kafka, topic) = (kafka.clone(), topic.to_owned());
     tokio::task::spawn_blocking(move || partitions_of(&kafka, &client(&kafka)?, &topic))
+        .await
+        .map_err(|_| KafkaError::Closed)?
+}
+
+/// The client waits for its answer on a thread of its own, not on one that runs others.
+async fn found(
+    kafka: &KafkaConfig,
+    admin: &Arc<AdminClient<Context>>,
+    topic: &str,
+) -> Result<Option<i32>, KafkaError> {
+    let (kafka, admin, topic) = (kafka.clone(), Arc::clone(admin), topic.to_owned());
+    tokio::task::spawn_blocking(move || partitions_of(&kafka, &admin, &topic))
         .await
         .map_err(|_| KafkaError::Closed)?
 }
@@ -86,7 +100,7 @@ fn mismatch(spec: &TopicSpec, found: i32) -> KafkaError {
 
 async fn create(
     kafka: &KafkaConfig,
-    admin: &AdminClient<Context>,
+    admin: &Arc<AdminClient<Context>>,
     spec: &TopicSpec,
 ) -> Result<(), KafkaError> {
     let mut topic = NewTopic::new(
@@ -108,7 +122,7 @@ async fn create(
         }
     }
     // Another instance may have created it at the same moment, with another count.
-    match partitions_of(kafka, admin, &spec.name)? {
+    match found(kafka, admin, &spec.name).await? {
         Some(found) if found != spec.partitions => Err(mismatch(spec, found)),
         _ => Ok(()),
     }

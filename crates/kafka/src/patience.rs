@@ -116,30 +116,22 @@ mod tests {
         assert!(answer.await.unwrap().is_err());
     }
 
+    /// It knows of no leader, or waits for a request that was lost.
     #[tokio::test]
-    async fn a_client_that_knows_of_no_leader_is_made_to_look_again() {
-        let known = Arc::new(AtomicBool::new(false));
-        let learned = Arc::clone(&known);
-        let question = move |_| match known.load(Ordering::Acquire) {
-            true => Ok(7),
-            false => failure(Code::UnknownPartition),
-        };
-        let refresh = move |_| learned.store(true, Ordering::Release);
-        let answer = ask(LONG, question, refresh).await;
-        assert_eq!(answer.unwrap().unwrap(), 7);
-    }
-
-    #[tokio::test]
-    async fn a_client_that_waits_for_a_lost_request_is_made_to_look_again() {
-        let lost = Arc::new(AtomicBool::new(true));
-        let sent_anew = Arc::clone(&lost);
-        let question = move |_| match lost.load(Ordering::Acquire) {
-            true => failure(Code::OperationTimedOut),
-            false => Ok(7),
-        };
-        let refresh = move |_| sent_anew.store(false, Ordering::Release);
-        let answer = ask(LONG, question, refresh).await;
-        assert_eq!(answer.unwrap().unwrap(), 7);
+    async fn a_client_that_cannot_know_is_made_to_look_again() {
+        for code in [Code::UnknownPartition, Code::OperationTimedOut] {
+            let looked = Arc::new(AtomicBool::new(false));
+            let looks = Arc::clone(&looked);
+            let question = move |_| match looked.load(Ordering::Acquire) {
+                true => Ok(7),
+                false => failure(code),
+            };
+            let answer = ask(LONG, question, move |_| {
+                looks.store(true, Ordering::Release)
+            });
+            let answer = tokio::time::timeout(PATIENCE, answer).await;
+            assert_eq!(answer.expect("soon").unwrap().unwrap(), 7, "{code}");
+        }
     }
 
     #[tokio::test]

@@ -1,9 +1,14 @@
 //! Whether a service is ready. Readiness is the conjunction of named conditions, each of which starts out
 //! not ready and says why. Once a shutdown has begun a service never becomes ready again.
 
+use std::fmt;
 use std::sync::Arc;
 
 use parking_lot::Mutex;
+use prometheus_client::collector::Collector;
+use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric};
+use prometheus_client::metrics::MetricType;
+use prometheus_client::metrics::gauge::ConstGauge;
 use serde::Serialize;
 use tokio::sync::watch;
 
@@ -116,6 +121,31 @@ impl Health {
     }
 }
 
+/// `service_ready` and `service_condition_met`, as they are at each scrape.
+impl Collector for Health {
+    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> fmt::Result {
+        let report = self.report();
+        let ready = encoder.encode_descriptor(
+            "service_ready",
+            "Whether the service takes requests: 1 or 0.",
+            None,
+            MetricType::Gauge,
+        )?;
+        ConstGauge::new(i64::from(report.ready)).encode(ready)?;
+        let mut met = encoder.encode_descriptor(
+            "service_condition_met",
+            "Whether a condition of readiness is met: 1 or 0.",
+            None,
+            MetricType::Gauge,
+        )?;
+        for condition in &report.conditions {
+            let labels = [("condition", condition.name)];
+            ConstGauge::new(i64::from(condition.ready)).encode(met.encode_family(&labels)?)?;
+        }
+        Ok(())
+    }
+}
+
 /// One condition of readiness; clones are the same condition.
 #[derive(Clone, Debug)]
 pub struct Condition {
@@ -210,6 +240,24 @@ mod tests {
         condition.up();
         health.condition("later").up();
         assert!(!health.ready());
+    }
+
+    #[test]
+    fn metrics_tell_each_condition() {
+        let health = Health::new("producer");
+        health.condition("log").up();
+        health.condition("spool").down("full");
+        let mut registry = prometheus_client::registry::Registry::default();
+        registry.register_collector(Box::new(health.clone()));
+        let mut text = String::new();
+        prometheus_client::encoding::text::encode(&mut text, &registry).unwrap();
+        for line in [
+            "service_ready 0",
+            r#"service_condition_met{condition="log"} 1"#,
+            r#"service_condition_met{condition="spool"} 0"#,
+        ] {
+            assert!(text.lines().any(|told| told == line), "{line} in {text}");
+        }
     }
 
     #[tokio::test]

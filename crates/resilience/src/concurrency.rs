@@ -72,7 +72,7 @@ impl Default for ConcurrencyConfig {
         Self {
             units_min: 250,
             units_max: 16_384,
-            latency_floor_ms: 15,
+            latency_floor_ms: 6,
             latency_tolerance: 1.5,
             window_ms: 100,
             window_samples_min: 10,

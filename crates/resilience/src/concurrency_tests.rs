@@ -490,7 +490,7 @@ proptest! {
     fn what_is_quick_enough_never_lowers_it(samples in samples()) {
         let mut limit = ConcurrencyLimit::new(&ConcurrencyConfig::default());
         for sample in samples {
-            let latency = sample.latency.min(millis(14));
+            let latency = sample.latency.min(millis(5));
             let after = limit.observe(Sample { latency, lost: false, ..sample });
             prop_assert_eq!(after, 16_384);
         }

@@ -52,6 +52,7 @@ export const ALERTS = [
   'RestartLoop',
   'RuntimeSaturated',
   'SeriesKeysFolded',
+  'ServiceNotReady',
   'SpoolErrors',
   'SpoolFilling',
   'SpoolFullSoon',

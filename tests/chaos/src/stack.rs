@@ -73,7 +73,7 @@ impl Stack {
         self.script("kafka.sh", arguments).await
     }
 
-    /// `start` or `halt` (at once, the data stay).
+    /// `start`, `halt` (at once, the data stay), `idle` (it gets the processor when nobody else wants it) or `usual`.
     pub async fn postgres(&self, arguments: &[&str]) -> Result<String, Failure> {
         self.script("postgres.sh", arguments).await
     }

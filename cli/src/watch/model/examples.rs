@@ -8,7 +8,7 @@ use crate::{
         ANALYTICS, CONSUMER, PRODUCER,
         answers::{Break, Ledger, Row, alerts},
         openmetrics::Scrape,
-        visits::{Alerts, Service, Visit, Visits},
+        visits::{Alerts, Service, Teller, Visit, Visits},
     },
 };
 
@@ -109,6 +109,7 @@ pub fn busy() -> Visits {
     visits.take(Service::Producer, visit(1, PRODUCER));
     visits.take(Service::Consumer, visit(1, CONSUMER));
     visits.take(Service::Analytics, analytics(1, ANALYTICS, ledger(2000)));
+    visits.alerts = Alerts::NotConfigured;
     let producer = [
         ("events_received_total", 3000.0),
         ("events_accepted_total", 2990.0),
@@ -191,9 +192,7 @@ pub fn trouble() -> Visits {
          "annotations":{"summary":"One partition is far behind the others"},
          "startsAt":"2026-11-21T20:00:00Z"},
         {"labels":{"alertname":"Watchdog","severity":"info"},"startsAt":"2026-11-20T00:00:00Z"}]"#;
-    visits.alerts = Alerts::Known(
-        String::from("127.0.0.1:9093"),
-        alerts(firing).expect("alerts"),
-    );
+    visits.teller = Teller::Alertmanager(String::from("127.0.0.1:9093"));
+    visits.alerts = Alerts::Known(alerts(firing).expect("alerts"));
     visits
 }

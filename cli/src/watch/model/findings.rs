@@ -4,7 +4,7 @@ use serde::Serialize;
 
 use super::{
     Model,
-    parts::{AlertsView, BreakerState, State},
+    parts::{AlertsView, BreakerState, ServiceRow, State},
 };
 use crate::{
     table::whole,
@@ -214,10 +214,18 @@ fn canary(model: &Model, found: &mut Findings) {
 
 fn alerts(model: &Model, found: &mut Findings) {
     match &model.alerts {
-        AlertsView::Silent { address, reason } => {
-            found.broken(format!(
-                "Alertmanager does not answer at {address}: {reason}"
-            ));
+        AlertsView::Silent { by_analytics, .. } => {
+            // That analytics does not answer at all has been said.
+            let is_away = |row: &ServiceRow| {
+                row.name == Service::Analytics.name() && row.state == State::Away
+            };
+            if !by_analytics || !model.services.iter().any(is_away) {
+                model
+                    .alerts
+                    .silence()
+                    .into_iter()
+                    .for_each(|text| found.broken(text));
+            }
         }
         AlertsView::Known { firing, .. } => {
             for firing in firing {

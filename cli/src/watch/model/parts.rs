@@ -9,7 +9,7 @@ use crate::{
         answers::Alert,
         histogram::{Histogram, Quantiles},
         openmetrics::Scrape,
-        visits::{Alerts, Service, Visits, Watched},
+        visits::{Alerts, Service, Teller, Visits, Watched},
     },
 };
 
@@ -290,24 +290,45 @@ pub fn canary(visits: &Visits) -> Option<Vec<Door>> {
 #[derive(Clone, Debug, PartialEq, Serialize)]
 #[serde(tag = "state", rename_all = "snake_case")]
 pub enum AlertsView {
-    /// Nobody said where Alertmanager is.
+    /// Neither the user nor analytics knows an Alertmanager.
     NotConfigured,
     /// The first answer is still to come.
     Asking,
-    /// Alertmanager does not answer.
+    /// There is no answer.
     Silent {
-        /// Where it was looked for.
+        /// Whether analytics was asked for them, rather than Alertmanager itself.
+        by_analytics: bool,
+        /// Who was asked.
         address: String,
         /// Why not.
         reason: String,
     },
-    /// What it answered.
+    /// What was answered.
     Known {
-        /// Where it is.
+        /// Who was asked.
         address: String,
         /// The heaviest first.
         firing: Vec<FiringAlert>,
     },
+}
+
+impl AlertsView {
+    /// Why what fires is not known, though somebody should know, in a sentence.
+    pub fn silence(&self) -> Option<String> {
+        match self {
+            Self::Silent {
+                by_analytics: true,
+                reason,
+                ..
+            } => Some(format!("analytics cannot tell what fires: {reason}")),
+            Self::Silent {
+                address, reason, ..
+            } => Some(format!(
+                "Alertmanager does not answer at {address}: {reason}"
+            )),
+            Self::NotConfigured | Self::Asking | Self::Known { .. } => None,
+        }
+    }
 }
 
 /// A firing alert, and for how long.
@@ -322,21 +343,23 @@ pub struct FiringAlert {
 
 /// The alerts.
 pub fn alerts(visits: &Visits, now_us: i64) -> AlertsView {
+    let address = visits.teller.address().to_owned();
     match &visits.alerts {
         Alerts::NotConfigured => AlertsView::NotConfigured,
-        Alerts::NotAsked(_) => AlertsView::Asking,
-        Alerts::Silent(address, reason) => AlertsView::Silent {
-            address: address.clone(),
+        Alerts::NotAsked => AlertsView::Asking,
+        Alerts::Silent(reason) => AlertsView::Silent {
+            by_analytics: matches!(visits.teller, Teller::Analytics(_)),
+            address,
             reason: reason.clone(),
         },
-        Alerts::Known(address, alerts) => {
+        Alerts::Known(alerts) => {
             let firing = alerts.iter().map(|alert| FiringAlert {
                 alert: alert.clone(),
                 for_seconds: times::absolute(&alert.since)
                     .map(|since_us| now_us.saturating_sub(since_us).max(0) as f64 / 1e6),
             });
             AlertsView::Known {
-                address: address.clone(),
+                address,
                 firing: firing.collect(),
             }
         }

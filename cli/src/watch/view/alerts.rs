@@ -1,5 +1,4 @@
-//! The fourth view: what is broken and worth a look as the watch sees it, and what fires in
-//! Alertmanager.
+//! The fourth view: what is broken and worth a look as the watch sees it, and which alerts fire.
 
 use ratatui::text::Line;
 
@@ -32,13 +31,10 @@ pub fn firing(model: &Model, width: usize, palette: Palette) -> Vec<Line<'static
     match &model.alerts {
         AlertsView::NotConfigured => say(
             Tone::Dim,
-            "not configured: name Alertmanager's address with --alertmanager HOST:PORT",
+            "not configured: set alerts.alertmanager of analytics, or name one with --alertmanager HOST:PORT",
         ),
         AlertsView::Asking => say(Tone::Dim, "asking"),
-        AlertsView::Silent { address, reason } => say(
-            Tone::Bad,
-            &format!("Alertmanager does not answer at {address}: {reason}"),
-        ),
+        AlertsView::Silent { .. } => say(Tone::Bad, &model.alerts.silence().unwrap_or_default()),
         AlertsView::Known { address, firing } if firing.is_empty() => {
             say(Tone::Good, &format!("none fires, says {address}"))
         }

@@ -363,7 +363,7 @@ pub fn alerts(model: &Model) -> Cell {
     match &model.alerts {
         AlertsView::NotConfigured => (Tone::Dim, String::from("not configured")),
         AlertsView::Asking => (Tone::Dim, String::from("asking")),
-        AlertsView::Silent { .. } => (Tone::Bad, String::from("Alertmanager does not answer")),
+        AlertsView::Silent { .. } => (Tone::Bad, String::from("not known")),
         AlertsView::Known { firing, .. } => {
             let of = |severity| {
                 let alerts = firing.iter().filter(|one| one.alert.severity == severity);

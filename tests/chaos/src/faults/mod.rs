@@ -285,7 +285,7 @@ async fn strike(fault: Fault, trial: &mut Trial<'_>, stack: &Stack) -> Result<()
         Fault::Truncation => data::truncation(trial, stack).await,
         Fault::Clocks => clocks::clocks(trial).await,
         Fault::Monitoring => overload::monitoring(trial, stack).await,
-        Fault::Overload => overload::overload(trial).await,
+        Fault::Overload => overload::overload(trial, stack).await,
         // These have systems of their own, or none.
         Fault::Cache | Fault::DiskFull | Fault::PowerCut => Ok(()),
     }

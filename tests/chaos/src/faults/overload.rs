@@ -3,18 +3,19 @@
 use std::{
     io::Write as _,
     net::{IpAddr, Ipv4Addr, SocketAddr},
+    process::Command,
     time::Duration,
 };
 
 use flate2::{Compression, write::GzEncoder};
-use rustix::process::setpriority_process;
+use futures::StreamExt;
+use rustix::thread::gettid;
 use streamgauge_tests::{collector::Collector, process::free_port};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::{TcpSocket, TcpStream},
     runtime::{Builder, Handle},
     task::JoinSet,
-    time::Instant,
 };
 
 use crate::{
@@ -33,14 +34,16 @@ const ROUNDS: usize = 5;
 const CHANGE_MAX: f64 = 0.05;
 /// Addresses that requests come from.
 const ADDRESSES: u32 = 10_000;
+/// Of those, how many ask at the same time.
+const ADDRESSES_AT_ONCE: usize = 8;
 /// Connections that send a byte now and then.
 const SLOW_SENDERS: usize = 200;
 /// Connections of the flood, for each of the honest clients'; each sends as fast as it is answered.
 const FLOOD: u32 = 40;
-/// The flood's place when there is not time for all: the last.
-const NICE: i32 = 19;
 /// No answer: who is refused before the body was read may find the connection closed while still sending.
 const CUT_OFF: u16 = 0;
+/// What the limit gets to find its place when the crowd comes, as in the tests of the limit by itself.
+const SETTLES: Duration = Duration::from_secs(15);
 /// Bombs, one after the other.
 const BOMBS: usize = 40;
 
@@ -164,20 +167,36 @@ async fn scrape_once(address: SocketAddr, slowly: bool) -> std::io::Result<()> {
 }
 
 /// Honest clients at their usual pace, alone and then among slow senders, bombs, many addresses and a flood.
-pub async fn overload(trial: &mut Trial<'_>) -> Result<(), Failure> {
-    // The flood shares the machine with what it strikes: it gets what time the services and honest clients leave, as if
-    // it came from elsewhere. Otherwise they would be measured waiting for its work rather than for the service's.
+pub async fn overload(trial: &mut Trial<'_>, stack: &Stack) -> Result<(), Failure> {
+    // All share one machine here. The mean, and those behind the log, get the time that the producer, Kafka and the honest
+    // clients leave, as if each stood on a machine of its own. Otherwise an honest client would be measured waiting for
+    // their work rather than for the producer's.
+    for name in ["consumer", "analytics"] {
+        let pid = *trial
+            .system
+            .pids()
+            .lock()
+            .expect("no holder panics")
+            .get(name)
+            .expect("it runs");
+        stand_back(&["--all-tasks", "--pid", "0", &pid.to_string()]);
+    }
+    stack.postgres(&["idle"]).await?;
     let flood = Builder::new_multi_thread()
-        .on_thread_start(|| {
-            // Where it may not be, the measurement is only harder to pass.
-            let _ = setpriority_process(None, NICE);
-        })
+        .on_thread_start(|| stand_back(&["--pid", "0", &gettid().as_raw_nonzero().to_string()]))
         .enable_all()
         .build()
         .map_err(Failure::io("threads for the flood"))?;
     let ended = crowd(trial, flood.handle()).await;
     flood.shutdown_background();
+    stack.postgres(&["usual"]).await?;
     ended
+}
+
+/// The processor goes to whoever else wants it, at once (`SCHED_IDLE`). Threads that begin later inherit that.
+fn stand_back(whom: &[&str]) {
+    // Where it may not be, the measurement is only harder to pass.
+    let _ = Command::new("chrt").arg("--idle").args(whom).status();
 }
 
 async fn crowd(trial: &mut Trial<'_>, threads: &Handle) -> Result<(), Failure> {
@@ -187,28 +206,26 @@ async fn crowd(trial: &mut Trial<'_>, threads: &Handle) -> Result<(), Failure> {
     let producer = SocketAddr::from((Ipv4Addr::LOCALHOST, trial.system.http_port("producer")));
     let mut mean = JoinSet::new();
     for _ in 0..SLOW_SENDERS {
-        mean.spawn(async move {
+        let slowly = async move {
             loop {
                 // It is cut off sooner or later, and comes back.
                 let _ = slow_sender(producer).await;
             }
-        });
+        };
+        mean.spawn_on(slowly, threads);
     }
-    let bombs = tokio::spawn(bombs(trial.system.url("producer")));
+    let bombs = threads.spawn(bombs(trial.system.url("producer")));
     let addresses = tokio::spawn(many_addresses(producer));
     let flood = Load::start_on(threads, &flood(trial))?;
-    let mut config = trial.load_config("honest");
-    config.events_min = 0;
-    let honest = Load::start(&config)?;
+    let onset = amid(trial, "onset", SETTLES).await?;
     let lasts = if trial.size.full { 120 } else { 60 };
-    tokio::time::sleep(Duration::from_secs(lasts)).await;
-    let honest = honest.finish().await?;
+    let honest = amid(trial, "honest", Duration::from_secs(lasts)).await?;
     mean.abort_all();
     let statuses = bombs.await.unwrap_or_default();
     let answered = addresses.await.unwrap_or_default();
     let flood = flood.finish().await?;
     trial.healed().await;
-    judge_overload(trial, &calm, &honest, &flood);
+    judge_overload(trial, [&calm, &onset, &honest], &flood);
     trial.require(
         statuses
             .iter()
@@ -218,30 +235,38 @@ async fn crowd(trial: &mut Trial<'_>, threads: &Handle) -> Result<(), Failure> {
     trial.require(answered == u64::from(ADDRESSES), || {
         format!("{answered} of {ADDRESSES} addresses got an answer")
     });
-    for harvest in [warm, calm, honest, flood] {
+    for harvest in [warm, calm, onset, honest, flood] {
         trial.harvest(harvest);
     }
     Ok(())
 }
 
-fn judge_overload(trial: &mut Trial<'_>, calm: &Harvest, honest: &Harvest, flood: &Harvest) {
-    let (before, after) = (calm.seen.latency_ms(99), honest.seen.latency_ms(99));
+fn judge_overload(trial: &mut Trial<'_>, honest: [&Harvest; 3], flood: &Harvest) {
+    let [before, onset, after] = honest.map(|harvest| harvest.seen.latency_ms(99));
     trial.note(format!(
-        "p99 of an honest client: {before:.1} ms alone, {after:.1} ms in the crowd; the flood moved {:.0} events a second",
+        "p99 of an honest client: {before:.1} ms alone, {onset:.1} ms in the crowd's first {} s, {after:.1} ms from then on; \
+         the flood moved {:.0} events a second",
+        SETTLES.as_secs(),
         flood.tally.events as f64 / flood.seconds
     ));
     trial.require(after <= before * 2.0, || {
         format!("p99 of an honest client rose from {before:.1} to {after:.1} ms")
     });
-    let errors = honest
-        .seen
-        .server_errors
-        .iter()
-        .chain(&flood.seen.server_errors);
+    let everybody = honest.into_iter().chain([flood]);
+    let errors = everybody.flat_map(|harvest| &harvest.seen.server_errors);
     let other = errors.filter(|error| error.1 != 503).count();
     trial.require(other == 0, || {
         format!("{other} answers with 5xx other than 503")
     });
+}
+
+/// The honest load for a time, whatever goes on beside it.
+async fn amid(trial: &Trial<'_>, name: &str, lasts: Duration) -> Result<Harvest, Failure> {
+    let mut config = trial.load_config(name);
+    config.events_min = 0;
+    let load = Load::start(&config)?;
+    tokio::time::sleep(lasts).await;
+    load.finish().await
 }
 
 /// The honest load by itself.
@@ -303,20 +328,18 @@ async fn bombs(url: String) -> Vec<u16> {
     statuses
 }
 
-/// One request from each of many addresses; returns how many were answered.
+/// One request from each of many addresses, some at a time; returns how many were answered.
 async fn many_addresses(producer: SocketAddr) -> u64 {
-    let mut answered = 0;
-    let begun = Instant::now();
-    for number in 1..=ADDRESSES {
-        // Whoever is left after five minutes counts as unanswered.
-        if begun.elapsed() > Duration::from_secs(300) {
-            break;
-        }
+    let asked = futures::stream::iter(1..=ADDRESSES).map(|number| async move {
         let asked = ask_from(address(0x0001_0000 + number), producer);
         let asked = tokio::time::timeout(Duration::from_secs(15), asked).await;
-        answered += u64::from(matches!(asked, Ok(Ok(true))));
-    }
-    answered
+        u64::from(matches!(asked, Ok(Ok(true))))
+    });
+    // Whoever is left after five minutes counts as unanswered.
+    let asked = asked
+        .buffer_unordered(ADDRESSES_AT_ONCE)
+        .take_until(tokio::time::sleep(Duration::from_secs(300)));
+    asked.fold(0, async |answered, one| answered + one).await
 }
 
 async fn ask_from(source: IpAddr, producer: SocketAddr) -> std::io::Result<bool> {
