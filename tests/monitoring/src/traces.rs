@@ -142,7 +142,8 @@ fn of_jaeger(id: &str, trace: &Value) -> Vec<Span> {
         let process = text(&span["processID"]);
         let references = span["references"].as_array().into_iter().flatten();
         let parent = references
-            .filter(|one| one["refType"] == "CHILD_OF" && one["traceID"] == id)
+            // Jaeger leaves leading zeros of an id out.
+            .filter(|one| one["refType"] == "CHILD_OF" && one["traceID"] == span["traceID"])
             .map(|one| text(&one["spanID"]))
             .next();
         let tags = span["tags"].as_array().into_iter().flatten();
