@@ -150,7 +150,12 @@ impl Producer {
 
     /// Everything in the topic, by partition and offset.
     pub async fn written(&self) -> Vec<Written> {
-        let reader = LogReader::new(&self.kafka, &FetchConfig::default(), None).unwrap();
+        // The producer may be set to be impatient; who looks afterwards is not.
+        let patient = KafkaConfig {
+            request_timeout_ms: 60_000,
+            ..self.kafka.clone()
+        };
+        let reader = LogReader::new(&patient, &FetchConfig::default(), None).unwrap();
         let mut written = Vec::new();
         for partition in 0..PARTITIONS {
             let marks = reader.watermarks(TOPIC, partition).await.unwrap();
