@@ -17,22 +17,26 @@ build() {
   need go golang-go
   mkdir -p "$STACK_DIR/bin"
   echo "jaeger: building $version (12 minutes on two cores, once)"
-  local scratch sources; scratch=$(mktemp -d)
-  cd "$scratch"
-  # A module of its own that holds Jaeger as a tool, with the checksums that Jaeger's authors pinned.
-  sources=$(go mod download -json "$module@$version" | sed -n 's/.*"Dir": "\(.*\)".*/\1/p')
-  go mod init streamgauge.invalid/jaeger 2>/dev/null
-  cp "$sources/go.sum" . && chmod u+w go.sum
-  go get -tool "$module/cmd/jaeger@$version" 2>/dev/null
-  go build -trimpath -ldflags='-s -w' -o "$binary.new" "$module/cmd/jaeger"
-  mv "$binary.new" "$binary"
-  cd - >/dev/null
+  local scratch log=$STACK_DIR/jaeger-build.log; scratch=$(mktemp -d)
+  compile "$scratch" >"$log" 2>&1 || { echo "jaeger: cannot be built:" >&2; tail -n 30 "$log" >&2; exit 1; }
   rm -rf "$scratch"
 }
+
+# A module of its own that holds Jaeger as a tool, with the checksums that Jaeger's authors pinned.
+compile() ( # FOLDER
+  cd "$1" &&
+    go mod download -json "$module@$version" >download.json &&
+    cp "$(sed -n 's/.*"Dir": "\(.*\)".*/\1/p' download.json)/go.sum" . && chmod u+w go.sum &&
+    go mod init streamgauge.invalid/jaeger &&
+    go get -tool "$module/cmd/jaeger@$version" &&
+    go build -trimpath -ldflags='-s -w' -o "$binary.new" "$module/cmd/jaeger" &&
+    mv "$binary.new" "$binary"
+)
 
 healthy() { curl -sf -o /dev/null http://127.0.0.1:13133/status && curl -sf -o /dev/null http://127.0.0.1:16686/api/services; }
 
 start() {
+  need curl curl
   build
   alive "$run/pid" && { echo "jaeger: already up on 127.0.0.1:16686"; return; }
   mkdir -p "$run"

@@ -44,10 +44,12 @@ case "${1:-}" in
     fi ;;
   halt) as_owner "'$(binaries)/pg_ctl' -D '$run/data' -m immediate -w stop" >/dev/null ;;
   idle | usual)
-    # Connections that come later inherit it.
+    # Connections that come later inherit it; one that has ended meanwhile needs nothing.
     policy=--idle; [ "$1" = idle ] || policy=--other
     first=$(head -n 1 "$run/data/postmaster.pid")
-    for one in "$first" $(pgrep -P "$first"); do chrt "$policy" --pid 0 "$one"; done ;;
+    for one in "$first" $(pgrep -P "$first"); do
+      chrt "$policy" --pid 0 "$one" || ! kill -0 "$one" 2>/dev/null
+    done ;;
   url) echo "$url" ;;
   *) sed -n '2,8p' "$0"; exit 2 ;;
 esac

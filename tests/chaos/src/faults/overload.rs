@@ -172,21 +172,16 @@ pub async fn overload(trial: &mut Trial<'_>, stack: &Stack) -> Result<(), Failur
     // clients leave, as if each stood on a machine of its own. Otherwise an honest client would be measured waiting for
     // their work rather than for the producer's.
     for name in ["consumer", "analytics"] {
-        let pid = *trial
-            .system
-            .pids()
-            .lock()
-            .expect("no holder panics")
-            .get(name)
-            .expect("it runs");
-        stand_back(&["--all-tasks", "--pid", "0", &pid.to_string()]);
+        if let Some(pid) = trial.system.process(name).pid() {
+            stand_back(&["--all-tasks", "--pid", "0", &pid.to_string()]);
+        }
     }
-    stack.postgres(&["idle"]).await?;
     let flood = Builder::new_multi_thread()
         .on_thread_start(|| stand_back(&["--pid", "0", &gettid().as_raw_nonzero().to_string()]))
         .enable_all()
         .build()
         .map_err(Failure::io("threads for the flood"))?;
+    stack.postgres(&["idle"]).await?;
     let ended = crowd(trial, flood.handle()).await;
     flood.shutdown_background();
     stack.postgres(&["usual"]).await?;
