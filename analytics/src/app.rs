@@ -9,8 +9,8 @@ use arc_swap::ArcSwapOption;
 use streamgauge_canary::{Canary, CanaryMetrics, Query};
 use streamgauge_kafka::LogReader;
 use streamgauge_lifecycle::{
-    BoxError, EXIT_FAILED, EXIT_WRONG_SETTINGS, Exposition, Health, Outcome, SharedClock, Shutdown,
-    SystemClock, Tasks, fail, reachable, serve_http, signal, write_line,
+    BoxError, EXIT_FAILED, EXIT_WRONG_SETTINGS, Exposition, Health, HttpDoor, Outcome, SharedClock,
+    Shutdown, SystemClock, Tasks, fail, reachable, signal, write_line,
 };
 use streamgauge_settings::ConfigArgs;
 use streamgauge_telemetry::{Metrics, Tracer};
@@ -185,20 +185,15 @@ async fn serve(
 ) -> Outcome {
     let deadline = config.shutdown_deadline();
     let mut tasks = Tasks::new(deps.shutdown.clone());
-    let (server, shutdown) = (config.http.server.clone(), deps.shutdown.clone());
-    let exposed = Exposition::spawn(
-        listeners.metrics,
-        &mut tasks,
-        deps.metrics.encoder(),
-        &server,
-        &shutdown,
+    let door = HttpDoor {
+        listener: listeners.http,
+        metrics: listeners.metrics,
+        config: config.http.server.clone(),
+        shutdown: deps.shutdown.clone(),
         deadline,
-    );
-    let router = http::router(shared.clone(), health.clone(), &deps.metrics, exposed);
-    tasks.spawn("http", async move {
-        serve_http(listeners.http, router, server, shutdown, deadline)
-            .await
-            .map_err(BoxError::from)
+    };
+    door.open(&mut tasks, deps.metrics.encoder(), |exposed| {
+        http::router(shared.clone(), health.clone(), &deps.metrics, exposed)
     });
     let door = grpc::Door {
         shared,

@@ -9,8 +9,8 @@ use clap::Args;
 use serde::{Deserialize, Serialize};
 use streamgauge_broker::{Broker, BrokerConfig};
 use streamgauge_lifecycle::{
-    BoxError, Exposition, ExpositionConfig, Health, HttpServerConfig, Outcome, Shutdown, Tasks,
-    ops_router, serve_http, signal,
+    Exposition, ExpositionConfig, Health, HttpDoor, HttpServerConfig, Outcome, Shutdown, Tasks,
+    ops_router, signal,
 };
 use streamgauge_settings::ConfigArgs;
 use streamgauge_telemetry::{Metrics, TelemetryConfig};
@@ -150,14 +150,15 @@ fn doors(
     // It answers once its folder is open, which it is by now.
     health.condition("log").up();
     let mut tasks = Tasks::new(stop.clone());
-    let server = config.http.server.clone();
-    let metrics = metrics.encoder();
-    let exposed = Exposition::spawn(exposition, &mut tasks, metrics, &server, stop, deadline);
-    let (router, stop) = (ops_router(health, exposed), stop.clone());
-    tasks.spawn("http", async move {
-        serve_http(http, router, server, stop, deadline)
-            .await
-            .map_err(BoxError::from)
+    let door = HttpDoor {
+        listener: http,
+        metrics: exposition,
+        config: config.http.server.clone(),
+        shutdown: stop.clone(),
+        deadline,
+    };
+    door.open(&mut tasks, metrics.encoder(), |exposed| {
+        ops_router(health, exposed)
     });
     tasks
 }

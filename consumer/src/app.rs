@@ -11,8 +11,8 @@ use streamgauge_kafka::{
     admin::{self, TopicSpec},
 };
 use streamgauge_lifecycle::{
-    BoxError, Condition, EXIT_FAILED, EXIT_WRONG_SETTINGS, Exposition, Health, Outcome,
-    SharedClock, Shutdown, SystemClock, Tasks, fail, serve_http, signal, write_line,
+    BoxError, Condition, EXIT_FAILED, EXIT_WRONG_SETTINGS, Exposition, Health, HttpDoor, Outcome,
+    SharedClock, Shutdown, SystemClock, Tasks, fail, signal, write_line,
 };
 use streamgauge_resilience::Backoff;
 use streamgauge_settings::ConfigArgs;
@@ -106,34 +106,24 @@ pub async fn run(config: Config, listeners: Listeners, deps: Deps) -> Result<(),
     );
 
     let mut tasks = Tasks::new(stop.clone());
-    let (server, closing) = (config.http.server.clone(), stop.clone());
-    let exposed = Exposition::spawn(
-        listeners.metrics,
-        &mut tasks,
-        deps.metrics.encoder(),
-        &server,
-        &stop,
+    let door = HttpDoor {
+        listener: listeners.http,
+        metrics: listeners.metrics,
+        config: config.http.server.clone(),
+        shutdown: stop.clone(),
         deadline,
-    );
-    let router = http::router(
-        http::Shared {
-            board: board.clone(),
-            clock: Arc::clone(&deps.clock),
-        },
-        desk.clone(),
-        &metrics,
-        health.clone(),
-        exposed,
-    );
+    };
+    let shared = http::Shared {
+        board: board.clone(),
+        clock: Arc::clone(&deps.clock),
+    };
+    door.open(&mut tasks, deps.metrics.encoder(), |exposed| {
+        http::router(shared, desk.clone(), &metrics, health.clone(), exposed)
+    });
     let open_desk = desk.clone();
     tasks.spawn("desk", async move {
         open_desk.closed().await;
         Ok(())
-    });
-    tasks.spawn("http", async move {
-        serve_http(listeners.http, router, server, closing, deadline)
-            .await
-            .map_err(BoxError::from)
     });
     let services = grpc::Services {
         control: grpc::Control {
@@ -202,29 +192,56 @@ impl Stream {
         if !self.find_topics(&log).await? {
             return Ok(());
         }
+        while self.take_part(&log, &joined).await? == monitor::Ended::Absent {}
+        Ok(())
+    }
+
+    /// Is a member of the group until the shutdown, or until the member is to be given up for a new one: a client that
+    /// does not find back to its group may have lost its way for good, and its partitions would wait for a person.
+    async fn take_part(
+        &self,
+        log: &Condition,
+        joined: &Condition,
+    ) -> Result<monitor::Ended, Error> {
         joined.down("joining the group");
-        let (shared, changes) = self.connect(&joined)?;
+        let (shared, changes) = self.connect(joined)?;
         let settings = self.config.partition()?;
+        let over = self.stop.child();
         let group = Group::new(
             Arc::clone(&shared),
             settings,
             self.deps.tracer.clone(),
             self.board.clone(),
-            joined,
+            joined.clone(),
             self.instance.clone(),
         );
         let monitor = monitor::run(
             Arc::clone(&shared),
             self.board.clone(),
-            log,
-            self.stop.clone(),
+            log.clone(),
+            joined.clone(),
+            over.clone(),
         );
-        tokio::try_join!(group.run(changes, self.stop.clone()), async {
-            monitor.await;
-            Ok(())
+        let ((), ended) = tokio::try_join!(group.run(changes, over.clone()), async {
+            let ended = monitor.await;
+            over.trigger();
+            Ok(ended)
         })?;
-        self.leave(shared).await;
-        Ok(())
+        let left = self.leave(shared).await;
+        if ended == monitor::Ended::Absent {
+            let absence_ms = self.config.owner.absence_ms_max;
+            tracing::error!(
+                absence_ms,
+                left,
+                "outside the group though Kafka answers; joining it as a new member"
+            );
+            self.metrics.core().error("group", "absent");
+            // What does not end holds its thread and its connections; a new process is the only way to be rid of it.
+            if !left {
+                return Err(Error::Absent { absence_ms });
+            }
+        }
+        Ok(ended)
     }
 
     /// The clients. They connect in the background.
@@ -252,24 +269,27 @@ impl Stream {
         Ok((Arc::new(shared), changes))
     }
 
-    /// A member without partitions, because there are more members than partitions, has joined all the same; only the
-    /// client's statistics tell.
+    /// A member that gave its partitions back for a rebalance may never come to its end. Only the client's statistics
+    /// tell of it.
     fn stats(&self, joined: Condition) -> StatsSink {
         let sink = self.metrics.stats_sink();
         Arc::new(move |stats| {
             sink(stats);
             if stats.is_member {
                 joined.up();
+            } else {
+                joined.down("not a settled member of the group; joining it");
             }
         })
     }
 
-    /// Leaves the group, so that others take over without waiting for the session to time out.
-    async fn leave(&self, shared: Arc<Shared>) {
+    /// Leaves the group, so that others take over without waiting for the session to time out; `false` when that took
+    /// too long.
+    async fn leave(&self, shared: Arc<Shared>) -> bool {
         let bound = self.config.shutdown_deadline() / 2;
         let Some(shared) = Arc::into_inner(shared) else {
             tracing::warn!("an owner outlives its group; its session will time out");
-            return;
+            return false;
         };
         let left = match Arc::into_inner(shared.group) {
             Some(group) => group.close(bound).await,
@@ -280,6 +300,7 @@ impl Stream {
         } else {
             tracing::warn!("the group was not left in time; the session will time out");
         }
+        left
     }
 
     /// Waits for Kafka and sees to the topics; `false` when the shutdown came first.

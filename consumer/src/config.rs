@@ -304,6 +304,9 @@ pub struct OwnerConfig {
     pub dead_letter_refusals_max: u32,
     /// How often the ends of the partitions are asked for, in milliseconds.
     pub status_interval_ms: u64,
+    /// So long outside its group while Kafka answers, in milliseconds, a member is given up for a new one; not below
+    /// `group.poll_interval_ms_max`, for which another member may hold up a rebalance.
+    pub absence_ms_max: u64,
 }
 
 impl Default for OwnerConfig {
@@ -316,6 +319,7 @@ impl Default for OwnerConfig {
             revoke_ms_max: 3_000,
             dead_letter_refusals_max: 10,
             status_interval_ms: 1_000,
+            absence_ms_max: 120_000,
         }
     }
 }
@@ -402,6 +406,14 @@ impl Config {
                 ),
             ),
             (
+                self.owner.absence_ms_max >= u64::from(self.group.poll_interval_ms_max),
+                "owner.absence_ms_max",
+                format!(
+                    "it must not be below group.poll_interval_ms_max ({}), for which a rebalance may be held up",
+                    self.group.poll_interval_ms_max
+                ),
+            ),
+            (
                 self.owner.dead_letter_refusals_max > 0,
                 "owner.dead_letter_refusals_max",
                 String::from("it must be at least 1"),
@@ -470,7 +482,7 @@ mod tests {
     #[test]
     fn a_broken_rule_names_its_setting() {
         type Breaking = fn(&mut Config);
-        let cases: [(&str, Breaking); 8] = [
+        let cases: [(&str, Breaking); 9] = [
             ("topics.partitions", |config| config.topics.partitions = 0),
             ("batch.kib_max", |config| config.batch.kib_max = 1_000),
             ("batch.records_max", |config| config.batch.records_max = 0),
@@ -482,6 +494,9 @@ mod tests {
             }),
             ("owner.revoke_ms_max", |config| {
                 config.owner.revoke_ms_max = config.group.revoke_timeout_ms
+            }),
+            ("owner.absence_ms_max", |config| {
+                config.owner.absence_ms_max = 59_999
             }),
             ("desk.looks_max", |config| config.desk.looks_max = 0),
             ("no dimension `page`", |config| {

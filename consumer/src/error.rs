@@ -45,6 +45,14 @@ pub enum Error {
     /// The thread that reads for the group, which ends by itself only for a defect.
     #[error("the thread that reads from Kafka has ended; its panic is in the log")]
     PollEnded,
+    /// A member outside its group that could not be given up for a new one either.
+    #[error(
+        "outside the group for {absence_ms} ms (`owner.absence_ms_max`) though Kafka answers, and its client does not end; start the consumer again"
+    )]
+    Absent {
+        /// The bound, in milliseconds.
+        absence_ms: u64,
+    },
     /// A part of the service ended for a reason of its own.
     #[error("{task} failed: {source}")]
     Task {

@@ -9,8 +9,8 @@ use std::time::Duration;
 
 use streamgauge_kafka::{Publisher, PublisherConfig};
 use streamgauge_lifecycle::{
-    BoxError, Condition, EXIT_FAILED, EXIT_WRONG_SETTINGS, Exposition, Health, Outcome,
-    SharedClock, Shutdown, SystemClock, Tasks, fail, serve_http, signal, write_line,
+    BoxError, Condition, EXIT_FAILED, EXIT_WRONG_SETTINGS, Exposition, Health, HttpDoor, Outcome,
+    SharedClock, Shutdown, SystemClock, Tasks, fail, signal, write_line,
 };
 use streamgauge_resilience::Breaker;
 use streamgauge_settings::ConfigArgs;
@@ -226,25 +226,17 @@ pub(crate) async fn serve(
         config: config.grpc.clone(),
         shutdown: parts.stop.clone(),
     };
-    let (server, stop, health) = (
-        config.http.server.clone(),
-        parts.stop.clone(),
-        parts.health.clone(),
-    );
-    let mut tasks = Tasks::new(stop.clone());
-    let exposed = Exposition::spawn(
-        listeners.metrics,
-        &mut tasks,
-        deps.metrics.encoder(),
-        &server,
-        &stop,
-        door_deadline,
-    );
-    let router = http::router(shared, parts.health.clone(), exposed);
-    tasks.spawn("http", async move {
-        serve_http(listeners.http, router, server, stop, door_deadline)
-            .await
-            .map_err(BoxError::from)
+    let health = parts.health.clone();
+    let mut tasks = Tasks::new(parts.stop.clone());
+    let door = HttpDoor {
+        listener: listeners.http,
+        metrics: listeners.metrics,
+        config: config.http.server.clone(),
+        shutdown: parts.stop.clone(),
+        deadline: door_deadline,
+    };
+    door.open(&mut tasks, deps.metrics.encoder(), |exposed| {
+        http::router(shared, parts.health.clone(), exposed)
     });
     tasks.spawn("grpc", async move {
         grpc::serve(listeners.grpc, grpc, health, door_deadline)

@@ -155,3 +155,36 @@ async fn a_broker_that_restarts_under_the_consumer_costs_nothing() {
         .await;
     consumer.stop().await;
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_member_that_does_not_find_back_to_its_group_is_given_up_for_a_new_one() {
+    let log = Log::with_topics().await;
+    let mut config = log.config();
+    config.group.session_timeout_ms = 500;
+    config.group.poll_interval_ms_max = 500;
+    config.owner.absence_ms_max = 1_000;
+    let consumer = Consumer::start(config).await;
+    log.produce(&events(0..300)).await;
+    log.covered(300).await;
+    let faults = log.broker().faults();
+    faults.refuse_members(true);
+    let given_up = |it: &Consumer| {
+        it.metrics.encode().lines().any(|line| {
+            line.starts_with("errors_total") && line.contains("absent") && !line.ends_with(" 0")
+        })
+    };
+    consumer.until(async |it| given_up(it), "given up").await;
+    let (status, _) = consumer.get("/readyz").await;
+    assert_eq!(status, 503);
+    faults.refuse_members(false);
+    log.produce(&events(200..900)).await;
+    let totals = log.covered(1_000).await;
+    assert_eq!(
+        (totals.counted, totals.duplicate, totals.missing),
+        (900, 100, 0)
+    );
+    consumer
+        .until(async |it| it.get("/readyz").await.0 == 200, "ready")
+        .await;
+    consumer.stop().await;
+}

@@ -13,6 +13,7 @@ pub struct Faults {
     acknowledgements_dropped: AtomicU64,
     append_delay_us: AtomicU64,
     refuse_appends: AtomicBool,
+    refuse_members: AtomicBool,
     cuts: watch::Sender<u64>,
 }
 
@@ -23,6 +24,7 @@ impl Default for Faults {
             acknowledgements_dropped: AtomicU64::new(0),
             append_delay_us: AtomicU64::new(0),
             refuse_appends: AtomicBool::new(false),
+            refuse_members: AtomicBool::new(false),
             cuts: watch::channel(0).0,
         }
     }
@@ -57,6 +59,12 @@ impl Faults {
         self.refuse_appends.store(refuse, Ordering::SeqCst);
     }
 
+    /// Lets nobody join a group and knows no member, while all else goes on, as
+    /// a coordinator that is out of order would.
+    pub fn refuse_members(&self, refuse: bool) {
+        self.refuse_members.store(refuse, Ordering::SeqCst);
+    }
+
     pub(crate) fn append_delay(&self) -> Option<Duration> {
         match self.append_delay_us.load(Ordering::Relaxed) {
             0 => None,
@@ -66,6 +74,10 @@ impl Faults {
 
     pub(crate) fn refuses_appends(&self) -> bool {
         self.refuse_appends.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn refuses_members(&self) -> bool {
+        self.refuse_members.load(Ordering::Relaxed)
     }
 
     pub(crate) fn takes_acknowledgement(&self) -> bool {

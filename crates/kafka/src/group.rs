@@ -40,7 +40,8 @@ const MEMBERSHIP_QUEUE: usize = 64;
 /// A change of what this member owns.
 #[derive(Debug)]
 pub enum Membership {
-    /// These partitions are ours; each waits, unread, until [`GroupReader::start`].
+    /// These partitions are ours; each waits, unread, until [`GroupReader::start`]. None, where there are more members
+    /// than partitions or none has moved.
     Assigned(Vec<i32>),
     /// These partitions go to another member. The rebalance waits, within its bound, for
     /// [`GroupReader::acknowledge_revoked`].
@@ -314,8 +315,8 @@ impl GroupContext {
         }
         if !partitions.is_empty() {
             consumer.pause(list)?;
-            self.announce(Membership::Assigned(partitions));
         }
+        self.announce(Membership::Assigned(partitions));
         Ok(())
     }
 

@@ -21,7 +21,6 @@ use tokio::net::TcpListener;
 use crate::Shutdown;
 use crate::ops::{Encoder, metrics_router};
 use crate::server::{BindError, HttpServerConfig, bind, serve};
-use crate::tasks::{BoxError, Tasks};
 use crate::tls::{Tls, TlsConfig, TlsError};
 
 /// Where `/metrics` is served.
@@ -100,31 +99,8 @@ impl Exposition {
         self.listener.local_addr()
     }
 
-    /// Serves as one of a service's tasks, where there is one to serve. Where there is none the metrics come back, to stand
-    /// beside the other routes.
-    pub fn spawn(
-        exposition: Option<Self>,
-        tasks: &mut Tasks,
-        metrics: Encoder,
-        config: &HttpServerConfig,
-        shutdown: &Shutdown,
-        deadline: Duration,
-    ) -> Option<Encoder> {
-        let Some(exposition) = exposition else {
-            return Some(metrics);
-        };
-        let (config, shutdown) = (config.clone(), shutdown.clone());
-        tasks.spawn("metrics", async move {
-            exposition
-                .serve(metrics, config, shutdown, deadline)
-                .await
-                .map_err(BoxError::from)
-        });
-        None
-    }
-
     /// Serves until the shutdown, then as [`crate::serve_http`] does.
-    async fn serve(
+    pub(crate) async fn serve(
         self,
         metrics: Encoder,
         config: HttpServerConfig,

@@ -5,6 +5,7 @@
 
 mod clock;
 mod connection;
+mod door;
 mod exposition;
 mod grpc;
 mod health;
@@ -17,6 +18,7 @@ mod tls;
 
 pub use clock::{Clock, ManualClock, SharedClock, SystemClock};
 pub use connection::Connection;
+pub use door::HttpDoor;
 pub use exposition::{Exposition, ExpositionConfig, ExpositionError};
 pub use grpc::{GrpcConnections, GrpcOps, ReflectionError};
 pub use health::{Condition, ConditionReport, Health, HealthReport};

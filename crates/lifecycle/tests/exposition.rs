@@ -6,13 +6,14 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
+use axum::Router;
 use rcgen::CertifiedKey;
 use streamgauge_lifecycle::{
-    Exposition, ExpositionConfig, HttpServerConfig, Shutdown, Tasks, TlsConfig,
+    Exposition, ExpositionConfig, HttpDoor, HttpServerConfig, Shutdown, Tasks, TlsConfig,
 };
 use streamgauge_settings::Secret;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::TcpStream;
+use tokio::net::{TcpListener, TcpStream};
 use tokio_rustls::TlsConnector;
 use tokio_rustls::rustls::crypto::ring;
 use tokio_rustls::rustls::pki_types::CertificateDer;
@@ -33,18 +34,23 @@ async fn bind(config: &ExpositionConfig) -> Exposition {
     bound.expect("bound").expect("there is a listener")
 }
 
-/// Serves; says where.
-fn serve(exposition: Exposition) -> (SocketAddr, Tasks, Shutdown) {
+/// Serves beside a door without routes; says where.
+async fn serve(exposition: Exposition) -> (SocketAddr, Tasks, Shutdown) {
     let address = exposition.local_addr().expect("bound");
     let shutdown = Shutdown::new();
     let mut tasks = Tasks::new(shutdown.clone());
     let metrics = Arc::new(|| String::from("up 1\n# EOF\n"));
-    let config = HttpServerConfig::default();
-    let exposition = Some(exposition);
-    let here = Exposition::spawn(
-        exposition, &mut tasks, metrics, &config, &shutdown, DEADLINE,
-    );
-    assert!(here.is_none(), "they are served there alone");
+    let door = HttpDoor {
+        listener: TcpListener::bind("127.0.0.1:0").await.expect("bound"),
+        metrics: Some(exposition),
+        config: HttpServerConfig::default(),
+        shutdown: shutdown.clone(),
+        deadline: DEADLINE,
+    };
+    door.open(&mut tasks, metrics, |beside| {
+        assert!(beside.is_none(), "they are served there alone");
+        Router::new()
+    });
     (address, tasks, shutdown)
 }
 
@@ -129,7 +135,7 @@ async fn only_who_knows_the_password_may_read() {
         password: Secret::from("right: and wrong"),
         ..listening()
     };
-    let (address, tasks, shutdown) = serve(bind(&config).await);
+    let (address, tasks, shutdown) = serve(bind(&config).await).await;
     let right = Some(("prometheus", "right: and wrong"));
     let (status, body) = get(address, "/metrics", right).await;
     assert_eq!((status, body.as_str()), (200, "up 1\n# EOF\n"));
@@ -207,7 +213,7 @@ async fn connections_are_encrypted_with_the_certificate_of_the_day() {
         },
         ..listening()
     };
-    let (address, tasks, shutdown) = serve(bind(&config).await);
+    let (address, tasks, shutdown) = serve(bind(&config).await).await;
     let answer = get_trusting(address, &first).await.expect("an answer");
     assert!(answer.starts_with("HTTP/1.1 200 OK"), "{answer}");
     assert!(answer.contains("up 1\n# EOF\n"), "{answer}");

@@ -115,7 +115,7 @@ impl System {
             consumer: Launch {
                 binary: blueprint.binary.clone(),
                 arguments: Vec::new(),
-                environment: hunt(),
+                environment: blueprint.environment.clone(),
             },
         };
         match &blueprint.ground {
@@ -191,7 +191,7 @@ impl System {
             };
             set(&mut arguments, "kafka.brokers", brokers);
             listen(&mut arguments, self.ports[service]);
-            self.launch(service, arguments, &hunt());
+            self.launch(service, arguments, &blueprint.environment);
         }
     }
 
@@ -433,12 +433,4 @@ fn set(arguments: &mut Vec<String>, key: &str, value: String) {
 fn listen(arguments: &mut Vec<String>, [http, grpc]: [u16; 2]) {
     set(arguments, "http.listen", local(http));
     set(arguments, "grpc.listen", local(grpc));
-}
-
-fn hunt() -> Vec<(String, String)> {
-    std::env::vars()
-        .filter(|(name, _)| {
-            name.starts_with("STREAMGAUGE_CONSUMER_") || name.starts_with("STREAMGAUGE_TELEMETRY")
-        })
-        .collect()
 }

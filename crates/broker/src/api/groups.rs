@@ -27,6 +27,10 @@ use crate::group::{Group, State};
 // --- joining and syncing ---------------------------------------------------
 
 pub async fn join_group(ctx: &Context, request: JoinGroupRequest) -> JoinGroupResponse {
+    if ctx.node.faults.refuses_members() {
+        let refused = Joined::refused(E::CoordinatorNotAvailable.code(), &request.member_id);
+        return join_response(ctx, refused);
+    }
     let params = match join_params(ctx, &request) {
         Ok(params) => params,
         Err(error) => return join_response(ctx, Joined::refused(error.code(), &request.member_id)),
@@ -191,7 +195,8 @@ pub fn refuse_newer() -> ConsumerGroupHeartbeatResponse {
 // --- staying and leaving ---------------------------------------------------
 
 pub async fn heartbeat(ctx: &Context, request: HeartbeatRequest) -> HeartbeatResponse {
-    let result = match ctx.node.groups.get(&request.group_id) {
+    let known = ctx.node.groups.get(&request.group_id);
+    let result = match known.filter(|_| !ctx.node.faults.refuses_members()) {
         None => Err(E::UnknownMemberId),
         Some(group) => group.lock().await.heartbeat(
             &request.member_id,
