@@ -9,7 +9,7 @@ use rdkafka::{
     Message, Offset, TopicPartitionList,
     config::FromClientConfigAndContext,
     consumer::{BaseConsumer, Consumer},
-    error::KafkaError as Native,
+    error::{KafkaError as Native, KafkaResult, RDKafkaErrorCode},
 };
 use tokio::sync::{OwnedMutexGuard, mpsc};
 
@@ -92,7 +92,7 @@ impl LogReader {
     /// The first offset whose record is not older than `timestamp_ms`; `None` when all are older.
     ///
     /// # Errors
-    /// [`KafkaError::Unreachable`] when no broker answers in time.
+    /// [`KafkaError::Unreachable`] when no broker answers in time, or none knows who leads the partition.
     pub async fn offset_for_time(
         &self,
         topic: &str,
@@ -110,11 +110,9 @@ impl LogReader {
         let found = ask(self.timeout, question, refresh)
             .await?
             .map_err(|source| self.unreachable(source))?;
-        let element = found.find_partition(topic, partition);
-        Ok(match element.map(|element| element.offset()) {
-            Some(Offset::Offset(offset)) => Some(offset),
-            _ => None,
-        })
+        let told = found.find_partition(topic, partition);
+        let told = told.map(|element| (element.error(), element.offset()));
+        offset_told(told).map_err(|source| self.unreachable(source))
     }
 
     /// Reads the records of `[from, to)` in order; memory is bounded by a few chunks.
@@ -185,6 +183,20 @@ impl LogReader {
             brokers: self.brokers.clone(),
             source,
         }
+    }
+}
+
+/// What the answer about one partition says: an offset, or that every record is older. A partition about which the first
+/// broker asked knew nothing yet comes with an error and without an offset, which must not be taken for the latter, even
+/// where the call as a whole went well.
+fn offset_told(told: Option<(KafkaResult<()>, Offset)>) -> KafkaResult<Option<i64>> {
+    let unknown = || Native::OffsetFetch(RDKafkaErrorCode::NoOffset);
+    let (error, offset) = told.ok_or_else(unknown)?;
+    error?;
+    match offset {
+        Offset::Offset(offset) => Ok(Some(offset)),
+        Offset::End => Ok(None),
+        _ => Err(unknown()),
     }
 }
 
@@ -298,5 +310,33 @@ impl RangeRead {
             offset: self.next,
             waited_ms: since.elapsed().as_millis() as u64,
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_an_answer_without_an_error_says_that_all_records_are_older() {
+        let stale = || Err(Native::OffsetFetch(RDKafkaErrorCode::UnknownLeaderEpoch));
+        let cases = [
+            (Some((Ok(()), Offset::Offset(7))), Ok(Some(7))),
+            (Some((Ok(()), Offset::End)), Ok(None)),
+            (
+                Some((stale(), Offset::End)),
+                Err(RDKafkaErrorCode::UnknownLeaderEpoch),
+            ),
+            (
+                Some((Ok(()), Offset::Invalid)),
+                Err(RDKafkaErrorCode::NoOffset),
+            ),
+            (None, Err(RDKafkaErrorCode::NoOffset)),
+        ];
+        for (told, expected) in cases {
+            let shown = format!("{told:?}");
+            let found = offset_told(told).map_err(|error| error.rdkafka_error_code().unwrap());
+            assert_eq!(found, expected, "{shown}");
+        }
     }
 }

@@ -40,7 +40,7 @@ pub fn open(
     fs::create_dir_all(dir).map_err(|source| SpoolError::io("make", dir, source))?;
     let lock = take(dir)?;
     let position = drained(dir, &*deps.observer)?;
-    let state = recover(dir, position, &*deps.observer)?;
+    let state = recover(dir, position, &*deps.files, &*deps.observer)?;
     let from = state.acknowledged;
     let noted = read_if_there(&dir.join(NOTE))?;
     let shared = Shared::new(dir.into(), limits, deps.files, deps.observer, state, lock);
@@ -123,6 +123,7 @@ fn read_if_there(path: &Path) -> Result<Option<Vec<u8>>, SpoolError> {
 fn recover(
     dir: &Path,
     position: Option<u64>,
+    files: &dyn Files,
     observer: &dyn Observer,
 ) -> Result<State, SpoolError> {
     let (mut names, mut marked) = (Vec::<Name>::new(), Vec::new());
@@ -153,7 +154,7 @@ fn recover(
                 (next.first, metadata.len())
             }
             None => {
-                let last = measure(*name, dir)?;
+                let last = measure(*name, dir, files)?;
                 if let Some(torn) = &last.torn {
                     report(torn, observer);
                 }

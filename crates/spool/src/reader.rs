@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use crate::error::{Damage, ErrorKind, Observer, SpoolError};
+use crate::files::Files;
 use crate::frame::{self, HEAD_BYTES};
 use crate::segment::Name;
 use crate::state::Shared;
@@ -106,16 +107,23 @@ impl Reader {
 
     /// Reads at most so many records and, but for the last record, bytes.
     pub fn read(&mut self, records_max: usize, bytes_max: usize) -> Result<Stretch, SpoolError> {
-        let mut stretch = Stretch::default();
+        let (mut stretch, began) = (Stretch::default(), self.expected);
         while stretch.records.len() < records_max && stretch.buffer.len() < bytes_max {
             let Some(bounds) = self.bounds() else {
                 break;
             };
             let open = match &mut self.open {
                 Some(open) if open.id == bounds.name.id => open,
-                slot => slot.insert(Open::new(&bounds, &self.shared.dir).inspect_err(|_| {
-                    self.shared.observer.error(ErrorKind::File);
-                })?),
+                slot => match Open::new(bounds.name, &self.shared.dir, &*self.shared.files) {
+                    Ok(open) => slot.insert(open),
+                    // What has been read of the segments before must be given out: it is not read again. The next call
+                    // comes here first and tells.
+                    Err(_) if self.expected > began => break,
+                    Err(error) => {
+                        self.shared.observer.error(ErrorKind::File);
+                        return Err(error);
+                    }
+                },
             };
             match open.next(&bounds, self.expected, &mut stretch.buffer) {
                 Found::Record { record, begins } => {
@@ -190,12 +198,13 @@ pub fn report(damage: &Damage, observer: &dyn Observer) {
 }
 
 impl Open {
-    fn new(bounds: &Bounds, dir: &Path) -> Result<Self, SpoolError> {
-        let path = bounds.name.path(dir);
-        let file = File::open(&path).map_err(|source| SpoolError::io("open", &path, source))?;
+    fn new(name: Name, dir: &Path, files: &dyn Files) -> Result<Self, SpoolError> {
+        let path = name.path(dir);
+        let file = files.open(&path);
+        let file = file.map_err(|source| SpoolError::io("open", &path, source))?;
         Ok(Self {
-            id: bounds.name.id,
-            salt: bounds.name.salt,
+            id: name.id,
+            salt: name.salt,
             path,
             file,
             buffer: Vec::new(),
@@ -326,7 +335,7 @@ pub struct Measured {
 }
 
 /// Reads a segment through.
-pub fn measure(name: Name, dir: &Path) -> Result<Measured, SpoolError> {
+pub fn measure(name: Name, dir: &Path, files: &dyn Files) -> Result<Measured, SpoolError> {
     let path = name.path(dir);
     let bytes = std::fs::metadata(&path)
         .map_err(|source| SpoolError::io("look at", &path, source))?
@@ -337,7 +346,7 @@ pub fn measure(name: Name, dir: &Path) -> Result<Measured, SpoolError> {
         end: u64::MAX,
         growing: false,
     };
-    let mut open = Open::new(&bounds, dir)?;
+    let mut open = Open::new(name, dir, files)?;
     let (mut end, mut body) = (name.first, Vec::new());
     loop {
         body.clear();

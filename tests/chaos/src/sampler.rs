@@ -20,8 +20,9 @@ use crate::{
 const INTERVAL: Duration = Duration::from_millis(100);
 /// Longest wait for one look at the lag.
 const LOOK_TIMEOUT: Duration = Duration::from_secs(2);
-/// Looks in a row that must agree before a system counts as recovered.
+/// Looks in a row that must agree before a system counts as recovered, and how long they must go on agreeing.
 const LOOKS: usize = 3;
+const STEADY: Duration = Duration::from_secs(2);
 
 /// How far the store was behind at a moment; not known when the log or analytics did not answer.
 type Look = (Instant, Option<u64>);
@@ -57,12 +58,13 @@ impl Sampler {
         })
     }
 
-    /// The largest lag seen so far, in events.
-    pub fn lag_peak(&self) -> u64 {
+    /// The largest lag seen since a moment, in events.
+    pub fn lag_peak(&self, since: Instant) -> u64 {
         let state = self.state.lock().expect("no holder panics");
         state
             .looks
             .iter()
+            .filter(|look| look.0 >= since)
             .filter_map(|look| look.1)
             .max()
             .unwrap_or(0)
@@ -77,14 +79,14 @@ impl Sampler {
             .collect()
     }
 
-    /// Waits until the lag is at most `bound` events again, for good; returns how long after `since` that was.
+    /// Waits until the lag is at most `bound` events again and stays there; returns how long after `since` that was.
     pub async fn recovered(
         &self,
         since: Instant,
         bound: u64,
         deadline: Duration,
     ) -> Option<Duration> {
-        while since.elapsed() < deadline {
+        while since.elapsed() < deadline + STEADY {
             let found = {
                 let state = self.state.lock().expect("no holder panics");
                 let after: Vec<Look> = state
@@ -95,7 +97,7 @@ impl Sampler {
                     .collect();
                 recovered_at(&after, bound)
             };
-            if let Some(at) = found {
+            if let Some(at) = found.filter(|at| *at - since < deadline) {
                 return Some(at - since);
             }
             tokio::time::sleep(INTERVAL).await;
@@ -112,11 +114,13 @@ impl Drop for Sampler {
     }
 }
 
-/// The first of so many looks in a row that found the lag within the bound.
+/// The first of the looks since which the lag has been within the bound, once that has lasted.
 fn recovered_at(looks: &[Look], bound: u64) -> Option<Instant> {
-    let within = |look: &Look| look.1.is_some_and(|lag| lag <= bound);
-    let run = looks.windows(LOOKS).find(|run| run.iter().all(within));
-    run.map(|run| run[0].0)
+    let beyond = |look: &Look| look.1.is_none_or(|lag| lag > bound);
+    let begins = looks.iter().rposition(beyond).map_or(0, |last| last + 1);
+    let steady = &looks[begins..];
+    let (first, last) = (steady.first()?.0, steady.last()?.0);
+    (steady.len() >= LOOKS && last - first >= STEADY).then_some(first)
 }
 
 struct Lag {
@@ -183,13 +187,25 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_single_low_look_is_no_recovery() {
+    fn recovered_is_what_stays_so() {
         let begun = Instant::now();
-        let at = |ms: u64| begun + Duration::from_millis(ms);
-        let mut looks = vec![(at(0), Some(900)), (at(1), Some(10)), (at(2), None)];
-        looks.extend([(at(3), Some(20)), (at(4), Some(5)), (at(5), Some(0))]);
-        assert_eq!(recovered_at(&looks, 20), Some(at(3)));
-        assert_eq!(recovered_at(&looks[..5], 20), None);
+        let at = |second: u64| begun + Duration::from_secs(second);
+        let lags = [
+            Some(900),
+            Some(10),
+            None,
+            Some(20),
+            Some(21),
+            Some(5),
+            Some(0),
+            Some(20),
+        ];
+        let looks: Vec<Look> = (0..).map(at).zip(lags).collect();
+        assert_eq!(recovered_at(&looks, 20), Some(at(5)));
+        assert_eq!(recovered_at(&looks[..7], 20), None, "two looks are too few");
+        let quick: Vec<Look> = looks[5..].iter().map(|look| (at(5), look.1)).collect();
+        assert_eq!(recovered_at(&quick, 20), None, "it has not lasted");
+        assert_eq!(recovered_at(&[], 20), None);
     }
 
     #[test]

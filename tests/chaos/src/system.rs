@@ -334,6 +334,22 @@ impl System {
         answer.json().await.map_err(Failure::http(url))
     }
 
+    /// What a service tells on `/metrics` of the series of this name with these labels, in all.
+    pub async fn metric(&self, service: &str, name: &str, labels: &str) -> Result<f64, Failure> {
+        let url = format!("{}/metrics", self.url(service));
+        let answer = self.client.get(&url).send().await;
+        let answer = answer.and_then(reqwest::Response::error_for_status);
+        let answer = answer.map_err(Failure::http(url.clone()))?;
+        let text = answer.text().await.map_err(Failure::http(url))?;
+        let values = text.lines().filter_map(|line| {
+            let rest = line.strip_prefix(name)?;
+            let (found, value) = rest.rsplit_once(' ')?;
+            let wanted = found.is_empty() || found.starts_with('{') && found.contains(labels);
+            wanted.then(|| value.parse::<f64>().ok()).flatten()
+        });
+        Ok(values.sum())
+    }
+
     /// The system's topics.
     pub fn topics(&self) -> &Topics {
         &self.topics

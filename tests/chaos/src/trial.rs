@@ -100,8 +100,10 @@ impl<'a> Trial<'a> {
             let mut config = trial.load_config("main");
             change(&mut config);
             trial.load = Some(Load::start(&config)?);
-            tokio::time::sleep(WARM_UP).await;
-            trial.baseline = trial.baseline.max(trial.sampler.lag_peak());
+            tokio::time::sleep(WARM_UP / 2).await;
+            let settled = Instant::now();
+            tokio::time::sleep(WARM_UP / 2).await;
+            trial.baseline = trial.baseline.max(trial.sampler.lag_peak(settled));
         }
         Ok(trial)
     }
@@ -125,6 +127,11 @@ impl<'a> Trial<'a> {
         }
     }
 
+    /// The lag that is normal under this load, in events.
+    pub fn baseline(&self) -> u64 {
+        self.baseline
+    }
+
     /// Events acknowledged so far.
     pub fn acknowledged(&self) -> u64 {
         self.load.as_ref().map_or(0, Load::acknowledged)
@@ -134,6 +141,22 @@ impl<'a> Trial<'a> {
     pub fn silence(&self) -> Duration {
         let last = self.load.as_ref().and_then(Load::last_acknowledged);
         last.map_or(Duration::ZERO, |last| last.elapsed())
+    }
+
+    /// Waits until this holds, and requires that it does in time.
+    pub async fn comes_about(
+        &mut self,
+        what: &str,
+        within: Duration,
+        holds: impl AsyncFn(&Self) -> bool,
+    ) {
+        let end = Instant::now() + within * self.options.slack;
+        while !holds(self).await {
+            if Instant::now() > end {
+                return self.require(false, || format!("{what}: not within {within:?}"));
+            }
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
     }
 
     /// Adds what came of a load that the fault brought itself.

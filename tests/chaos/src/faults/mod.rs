@@ -6,6 +6,7 @@ mod disks;
 mod network;
 mod overload;
 mod processes;
+mod spool;
 
 use std::time::Duration;
 
@@ -39,6 +40,7 @@ pub enum Fault {
     Overload,
     Truncation,
     PowerCut,
+    Spool,
 }
 
 /// What is known of a fault.
@@ -56,7 +58,7 @@ pub struct Entry {
 }
 
 /// All faults.
-pub const FAULTS: [Entry; 17] = [
+pub const FAULTS: [Entry; 18] = [
     entry(
         Fault::Kills,
         1,
@@ -170,6 +172,13 @@ pub const FAULTS: [Entry; 17] = [
         true,
         "the embedded system killed with -9, and its disk cut off with all that was not synced",
     ),
+    entry(
+        Fault::Spool,
+        18,
+        "spool",
+        true,
+        "as broker, but the producer has a spool and is killed the while; nobody is refused",
+    ),
 ];
 
 const fn entry(
@@ -217,6 +226,7 @@ pub async fn run(entry: &Entry, options: &Options, stack: &Stack) -> Row {
         }
         Fault::DiskFull => disks::full(row, options, stack).await,
         Fault::PowerCut => disks::power_cut(row, options).await,
+        Fault::Spool => spool::spool(row, options, stack).await,
         fault => {
             let setup = setup(fault, stack).await;
             let setup = match setup {
@@ -261,7 +271,11 @@ async fn setup<'a>(fault: Fault, stack: &'a Stack) -> Result<Setup<'a>, Failure>
         }
         Fault::Network => network::setup_network(&mut setup, stack).await?,
         // They bring their own load.
-        Fault::LostAnswers | Fault::Overload => setup.load = None,
+        Fault::LostAnswers => setup.load = None,
+        Fault::Overload => {
+            setup.load = None;
+            setup.settings = overload::OVERLOAD_SETTINGS.map(String::from).into();
+        }
         Fault::Database => network::setup_database(&mut setup, stack).await?,
         Fault::Clocks => clocks::setup(&mut setup),
         Fault::Monitoring => overload::setup_monitoring(&mut setup, stack).await?,
@@ -287,7 +301,7 @@ async fn strike(fault: Fault, trial: &mut Trial<'_>, stack: &Stack) -> Result<()
         Fault::Monitoring => overload::monitoring(trial, stack).await,
         Fault::Overload => overload::overload(trial, stack).await,
         // These have systems of their own, or none.
-        Fault::Cache | Fault::DiskFull | Fault::PowerCut => Ok(()),
+        Fault::Cache | Fault::DiskFull | Fault::PowerCut | Fault::Spool => Ok(()),
     }
 }
 
@@ -308,15 +322,15 @@ mod tests {
     }
 
     #[test]
-    fn numbers_are_in_order_and_ten_are_usual() {
-        assert_eq!(chosen_by(&["--full"]), (1..=17).collect::<Vec<u8>>());
-        assert_eq!(chosen_by(&[]).len(), 10);
+    fn numbers_are_in_order_and_eleven_are_usual() {
+        assert_eq!(chosen_by(&["--full"]), (1..=18).collect::<Vec<u8>>());
+        assert_eq!(chosen_by(&[]).len(), 11);
     }
 
     #[test]
     fn faults_are_found_by_name_and_by_number() {
         assert_eq!(chosen_by(&["--only", "zombie", "--only", "9"]), [2, 9]);
-        let options = Options::parse_from(["streamgauge-chaos", "--only", "18"]);
+        let options = Options::parse_from(["streamgauge-chaos", "--only", "19"]);
         assert!(chosen(&options).is_err());
     }
 }

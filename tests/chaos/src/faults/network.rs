@@ -25,6 +25,11 @@ pub async fn broker(trial: &mut Trial<'_>, stack: &Stack) -> Result<(), Failure>
         stack.kafka(&[how]).await?;
         let away = Instant::now();
         tokio::time::sleep(trial.size.outage).await;
+        // What was under way may still have come through in the beginning.
+        let silence = trial.silence();
+        trial.require(silence > trial.size.outage / 2, || {
+            format!("{how}: events were acknowledged while Kafka was away")
+        });
         stack.kafka(&["start"]).await?;
         let away = away.elapsed();
         trial.note(format!("{how}: away for {away:.1?}"));
@@ -60,17 +65,31 @@ pub async fn network(trial: &mut Trial<'_>, stack: &Stack) -> Result<(), Failure
         (Toxic::Timeout(1_000), Stream::Up),
         (Toxic::Reset(200), Stream::Down),
     ];
+    let mut most = 0f64;
     for (place, name) in PROXIED.into_iter().enumerate() {
         let (own, told) = stack.kafka_proxies[place];
         let proxy = stack.toxiproxy.proxy(name, told, own).await?;
         for (toxic, stream) in troubles {
             proxy.add(toxic, stream, 1.0).await?;
             tokio::time::sleep(trial.size.trouble).await;
+            let queued = queue(trial, "kafka_producer_queue_messages").await?;
+            most = most.max(queued);
             proxy.heal().await?;
             trial.healed().await;
         }
     }
+    let limit = queue(trial, "kafka_producer_queue_messages_limit").await?;
+    trial.note(format!(
+        "at most {most} of {limit} records stood in the producer's queue"
+    ));
+    trial.require(limit > 0.0 && most <= limit, || {
+        format!("{most} records stood in the producer's queue of {limit}")
+    });
     Ok(())
+}
+
+async fn queue(trial: &Trial<'_>, metric: &str) -> Result<f64, Failure> {
+    trial.system.metric("producer", metric, "").await
 }
 
 /// Clients reach the producer through a proxy, by connections that are used once. A share of the answers never

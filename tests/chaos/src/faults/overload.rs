@@ -46,6 +46,12 @@ const CUT_OFF: u16 = 0;
 const SETTLES: Duration = Duration::from_secs(15);
 /// Bombs, one after the other.
 const BOMBS: usize = 40;
+/// Every address has an allowance of its own, larger than what anyone here asks for, and none is forgotten the while.
+pub const OVERLOAD_SETTINGS: [&str; 3] = [
+    "producer.rate_limit.address.per_second=100000",
+    "producer.rate_limit.address.burst=200000",
+    "producer.rate_limit.evict_interval_s=600",
+];
 
 /// Spans go to a proxy.
 pub async fn setup_monitoring(setup: &mut Setup<'_>, stack: &Stack) -> Result<(), Failure> {
@@ -92,6 +98,14 @@ pub async fn monitoring(trial: &mut Trial<'_>, stack: &Stack) -> Result<(), Fail
         }
     }
     trial.healed().await;
+    let mut dropped = 0.0;
+    for name in PROXIED {
+        dropped += trial.system.metric(name, "spans_dropped_total", "").await?;
+    }
+    trial.note(format!("{dropped} spans were dropped, and counted"));
+    trial.require(dropped > 0.0, || {
+        String::from("no span was dropped, or none that was is counted")
+    });
     for (place, name) in ["events a second", "p99 in ms"].into_iter().enumerate() {
         let (before, after) = (median(&well, place), median(&ill, place));
         let worse = if place == 0 {
@@ -219,6 +233,11 @@ async fn crowd(trial: &mut Trial<'_>, threads: &Handle) -> Result<(), Failure> {
     let statuses = bombs.await.unwrap_or_default();
     let answered = addresses.await.unwrap_or_default();
     let flood = flood.finish().await?;
+    let by_address = r#"scope="address""#;
+    let keys = trial
+        .system
+        .metric("producer", "rate_limiter_keys", by_address);
+    let allowances = keys.await?;
     trial.healed().await;
     judge_overload(trial, [&calm, &onset, &honest], &flood);
     trial.require(
@@ -230,6 +249,9 @@ async fn crowd(trial: &mut Trial<'_>, threads: &Handle) -> Result<(), Failure> {
     trial.require(answered == u64::from(ADDRESSES), || {
         format!("{answered} of {ADDRESSES} addresses got an answer")
     });
+    trial.require(allowances >= f64::from(ADDRESSES), || {
+        format!("{allowances} of {ADDRESSES} addresses hold an allowance")
+    });
     for harvest in [warm, calm, onset, honest, flood] {
         trial.harvest(harvest);
     }
@@ -240,10 +262,15 @@ fn judge_overload(trial: &mut Trial<'_>, honest: [&Harvest; 3], flood: &Harvest)
     let [before, onset, after] = honest.map(|harvest| harvest.seen.latency_ms(99));
     trial.note(format!(
         "p99 of an honest client: {before:.1} ms alone, {onset:.1} ms in the crowd's first {} s, {after:.1} ms from then on; \
-         the flood moved {:.0} events a second",
+         the flood moved {:.0} events a second, in requests of which {} were refused and {} accepted",
         SETTLES.as_secs(),
-        flood.tally.events as f64 / flood.seconds
+        flood.tally.events as f64 / flood.seconds,
+        flood.seen.refused,
+        flood.seen.latencies_us.len(),
     ));
+    trial.require(flood.seen.refused > 0, || {
+        String::from("nobody was refused: the flood was no overload")
+    });
     trial.require(after <= before * 2.0, || {
         format!("p99 of an honest client rose from {before:.1} to {after:.1} ms")
     });
