@@ -3,6 +3,7 @@
 //! With a spool the service can do its work while the log is away. It is then ready, says so in `/health`, and starts
 //! that way too, if an earlier run has found a log that suits the settings.
 
+use std::pin::pin;
 use std::time::Duration;
 
 use streamgauge_kafka::admin::{self, TopicSpec};
@@ -16,6 +17,8 @@ use crate::spool::{Drain, Spooling};
 
 /// The longest that one look for Kafka takes; a shutdown waits for it.
 const LOOK_MS_MAX: u64 = 3_000;
+/// A log that is there is found sooner; clients are not kept out for longer where there is a spool for it.
+const UNSEEN_AFTER: Duration = Duration::from_millis(500);
 
 impl Parts {
     /// The topics are there.
@@ -27,17 +30,24 @@ impl Parts {
         self.log.up();
     }
 
-    /// The log was not found at the start. What comes may wait for it in the spool, if an earlier run has found a log
-    /// that suits these settings; else nobody knows whether it ever will.
+    /// The log was not found at the start.
     fn wait_for_log(&self, error: &KafkaError, topics: &TopicsConfig) {
         let away = matches!(error, KafkaError::Unreachable { .. });
-        let known = |spool: &SpoolHealth| spool.spooling.knows(&fingerprint(topics));
-        if away && self.spool.as_ref().is_some_and(known) {
-            self.intake.admission.open();
-            self.away(error.to_string());
-        } else {
+        if !away || !self.begin_unseen(topics, &error.to_string()) {
             self.log.down(error.to_string());
         }
+    }
+
+    /// What comes may wait in the spool for a log that was not seen yet, if an earlier run has found one that suits these
+    /// settings; else nobody knows whether it ever will.
+    fn begin_unseen(&self, topics: &TopicsConfig, reason: &str) -> bool {
+        let known = |spool: &SpoolHealth| spool.spooling.knows(&fingerprint(topics));
+        let known = self.spool.as_ref().is_some_and(known);
+        if known {
+            self.intake.admission.open();
+            self.away(reason.to_owned());
+        }
+        known
     }
 
     /// The log is away. With room in the spool that is no reason to send clients elsewhere.
@@ -121,7 +131,16 @@ async fn ensure_topic(topics: &TopicsConfig, kafka: &KafkaConfig, parts: &Parts)
     connect.attempts = 0;
     let seed = uuid::Uuid::new_v4().as_u64_pair().0;
     for wait in Backoff::new(&connect, seed) {
-        match look(kafka, &spec).await {
+        let mut looking = pin!(look(kafka, &spec));
+        let soon = tokio::time::timeout(UNSEEN_AFTER, &mut looking).await;
+        let found = match soon {
+            Ok(found) => found,
+            Err(_) => {
+                parts.begin_unseen(topics, "Kafka has not answered yet");
+                looking.await
+            }
+        };
+        match found {
             Ok(()) => {
                 tracing::info!(
                     topic = topics.events,

@@ -186,6 +186,36 @@ async fn what_waits_survives_a_restart_and_goes_first() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_start_beside_a_silent_log_that_was_seen_before_keeps_nobody_out() {
+    let (dir, spool, address) = (
+        TempDir::new().unwrap(),
+        TempDir::new().unwrap(),
+        free_address().await,
+    );
+    let broker = broker_on(&dir, address).await;
+    let producer = Producer::start(spooling(address, &spool)).await;
+    producer.stop().await.unwrap();
+    broker.shutdown(Duration::from_secs(2)).await;
+
+    // Whoever connects waits for an answer, for as long as one look for Kafka may take.
+    let _silent = TcpListener::bind(address).await.unwrap();
+    let mut config = spooling(address, &spool);
+    config.kafka.request_timeout_ms = 60_000;
+    let producer = Producer::launch(config).await;
+    eventually(
+        "it does not wait for the end of the first look",
+        async || {
+            let health = producer.get("/health").await;
+            health.status == 200 && health.text.contains("has not answered yet")
+        },
+    )
+    .await;
+    assert!(send(&producer, 0).await);
+    assert_eq!(producer.metric("spool_records"), 3.0);
+    producer.stop().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_log_that_was_never_seen_is_waited_for() {
     let (spool, address) = (TempDir::new().unwrap(), free_address().await);
     let producer = Producer::launch(spooling(address, &spool)).await;

@@ -17,6 +17,8 @@ use crate::{
 /// The breaker before Kafka, and its states.
 const BREAKER: &str = r#"breaker="publish""#;
 const CLOSED: f64 = 0.0;
+/// Longer than the producer waits for Kafka before it calls it away (`publisher.delivery_timeout_ms`).
+const OUTAGE_MIN: Duration = Duration::from_secs(12);
 /// The producer takes what waits when it drains, so long at most.
 const DRAINED_WITHIN: Duration = Duration::from_secs(60);
 
@@ -48,10 +50,11 @@ pub async fn spool(row: Row, options: &Options, stack: &Stack) -> Row {
 }
 
 async fn outages(trial: &mut Trial<'_>, stack: &Stack) -> Result<(), Failure> {
+    let outage = trial.size.outage.max(OUTAGE_MIN);
     for how in ["halt", "kill"] {
         stack.kafka(&[how]).await?;
         let away = Instant::now();
-        tokio::time::sleep(trial.size.outage).await;
+        tokio::time::sleep(outage).await;
         let (waiting, state) = (waiting(trial).await?, breaker(trial).await?);
         trial.require(waiting > 0.0, || format!("{how}: nothing was spooled"));
         trial.require(state != CLOSED, || {
@@ -72,8 +75,7 @@ async fn outages(trial: &mut Trial<'_>, stack: &Stack) -> Result<(), Failure> {
         stack.kafka(&["start"]).await?;
         let away = away.elapsed();
         trial.note(format!(
-            "{how}: away for {away:.1?}, {waiting} events waited in the spool after {:.1?}",
-            trial.size.outage
+            "{how}: away for {away:.1?}, {waiting} events waited in the spool after {outage:.1?}"
         ));
         let empty = async |trial: &Trial<'_>| {
             let closed = breaker(trial).await.is_ok_and(|state| state == CLOSED);
