@@ -180,6 +180,7 @@ fn recover(
         kept_bytes,
         oldest_us: None,
         failing: None,
+        refusals: 0,
     })
 }
 
