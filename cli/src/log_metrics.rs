@@ -115,7 +115,7 @@ fn counters(stats: &BrokerStats) -> [(&'static str, &'static str, u64); 10] {
 type Reading = fn(&PartitionStats) -> i64;
 
 fn partitions(encoder: &mut DescriptorEncoder<'_>, found: &[PartitionStats]) -> fmt::Result {
-    let readings: [(&str, &str, Reading); 6] = [
+    let readings: [(&str, &str, Reading); 7] = [
         (
             "log_start_offset",
             "The first offset that the embedded log still holds",
@@ -140,6 +140,11 @@ fn partitions(encoder: &mut DescriptorEncoder<'_>, found: &[PartitionStats]) -> 
             "log_recovery_set_aside_bytes",
             "How much of that is kept in *.damaged files; anything but 0 wants a look",
             |one| gauge(one.recovery_set_aside_bytes),
+        ),
+        (
+            "log_recovery_damage",
+            "Signs that the last start found of records or files that are missing; anything but 0 means that the disk loses data",
+            |one| gauge(one.recovery_damage),
         ),
         (
             "log_damaged_reads",
@@ -188,6 +193,7 @@ mod tests {
             size_bytes: 700,
             recovery_cut_bytes: 0,
             recovery_set_aside_bytes: 0,
+            recovery_damage: 0,
             damaged_reads: 0,
         };
         let stats = BrokerStats {

@@ -165,7 +165,8 @@ pub struct TopicsConfig {
     pub replication: i32,
     /// Waits between attempts to reach Kafka at the start; `attempts` does not apply, it never gives up.
     pub connect: BackoffConfig,
-    /// How often Kafka is looked for while the circuit breaker is not closed, in milliseconds.
+    /// How often Kafka is looked for while the circuit breaker is not closed, and the spool's disk tried while it fails,
+    /// in milliseconds.
     pub check_interval_ms: u64,
 }
 

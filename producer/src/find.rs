@@ -21,6 +21,12 @@ const LOOK_MS_MAX: u64 = 3_000;
 const UNSEEN_AFTER: Duration = Duration::from_millis(500);
 
 impl Parts {
+    async fn probe_spool(&self) {
+        if let Some(spool) = &self.spool {
+            spool.probe().await;
+        }
+    }
+
     /// The topics are there.
     async fn open(&self, topics: &TopicsConfig) {
         if let Some(spool) = &self.spool {
@@ -78,6 +84,12 @@ impl SpoolHealth {
             condition,
             clock,
         }
+    }
+
+    /// A spool that cannot be written makes the service unready while the log is away, so that no event comes to try
+    /// it with.
+    async fn probe(&self) {
+        self.spooling.probe().await;
     }
 
     fn update(&self) {
@@ -154,6 +166,7 @@ async fn ensure_topic(topics: &TopicsConfig, kafka: &KafkaConfig, parts: &Parts)
                 // The longest wait bounds how often this is said; half of it at least keeps an eager draw in check.
                 let wait = wait.max(Duration::from_millis(connect.initial_ms / 2));
                 tracing::warn!(%error, retry_in_ms = wait.as_millis() as u64, "waiting for the log");
+                parts.probe_spool().await;
                 parts.wait_for_log(&error, topics);
                 parts.spool.iter().for_each(SpoolHealth::update);
                 tokio::time::sleep(wait).await;
@@ -162,7 +175,8 @@ async fn ensure_topic(topics: &TopicsConfig, kafka: &KafkaConfig, parts: &Parts)
     }
 }
 
-/// While the breaker is not closed: says in readiness whether Kafka answers.
+/// While the breaker is not closed: says in readiness whether Kafka answers. A spool whose disk has failed is looked at
+/// in any case.
 ///
 /// Answering is all that readiness asks of it. A Kafka that answers and yet takes no record, its disk full, say, leaves
 /// the producer ready with its breaker open: it refuses submissions with 503 and a time to come back, alerts tell by the
@@ -173,6 +187,7 @@ async fn watch_log(topics: &TopicsConfig, kafka: &KafkaConfig, parts: &Parts) {
     loop {
         parts.spool.iter().for_each(SpoolHealth::update);
         tokio::time::sleep(interval).await;
+        parts.probe_spool().await;
         if parts.breaker.state() == BreakerState::Closed {
             parts.log.up();
             continue;

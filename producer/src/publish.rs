@@ -16,7 +16,7 @@ use std::time::Duration;
 
 use streamgauge_kafka::{PublishError, Publisher, Pushed, Record, Span};
 use streamgauge_proto::{ErrorCode, Problem};
-use streamgauge_resilience::{Backoff, BackoffConfig, Breaker, BreakerState, Open};
+use streamgauge_resilience::{Backoff, BackoffConfig, Breaker, Permit};
 use streamgauge_telemetry::context::TRACEPARENT;
 use tokio::time::Instant;
 use uuid::Uuid;
@@ -175,36 +175,28 @@ enum Attempt {
     Held(Duration),
 }
 
-/// A call that the breaker has let through. It is reported once: a probe that brings no evidence counts as failed,
-/// since a log that may still be away must not be called healthy; without evidence nothing else is said.
-struct Permit<'a> {
-    breaker: &'a Breaker,
-    probing: bool,
-}
+/// A call that the breaker has let through. A probe that brings no evidence counts as failed, also when its client went
+/// away: a log that may still be away must not be called healthy, nor hold up one client after the other. Without
+/// evidence nothing else is said.
+struct Call<'a>(Option<Permit<'a>>);
 
-impl<'a> Permit<'a> {
-    fn acquire(breaker: &'a Breaker) -> Result<Self, Open> {
-        breaker.try_acquire()?;
-        Ok(Self {
-            breaker,
-            probing: breaker.state() != BreakerState::Closed,
-        })
-    }
-
+impl Call<'_> {
     fn report(mut self, healthy: Option<bool>) {
-        match healthy {
-            Some(true) => self.breaker.success(),
-            Some(false) => self.breaker.failure(),
-            None => return,
+        let Some(healthy) = healthy else {
+            return;
+        };
+        match self.0.take() {
+            Some(permit) if healthy => permit.success(),
+            Some(permit) => permit.failure(),
+            None => {}
         }
-        self.probing = false;
     }
 }
 
-impl Drop for Permit<'_> {
+impl Drop for Call<'_> {
     fn drop(&mut self) {
-        if self.probing {
-            self.breaker.failure();
+        if let Some(permit) = self.0.take().filter(Permit::is_probe) {
+            permit.failure();
         }
     }
 }
@@ -325,19 +317,19 @@ impl Publishing {
     }
 
     async fn attempt(&self, writing: Writing<'_>, deadline: Instant) -> Attempt {
-        let permit = match Permit::acquire(&self.breaker) {
-            Ok(permit) => permit,
+        let call = match self.breaker.try_acquire() {
+            Ok(permit) => Call(Some(permit)),
             Err(open) => return Attempt::Held(open.retry_after),
         };
         let (begun, records) = (Instant::now(), writing.places.len());
         let Ok(failures) = tokio::time::timeout_at(deadline, self.sink.write(writing)).await else {
-            permit.report((begun.elapsed() >= self.config.stall).then_some(false));
+            call.report((begun.elapsed() >= self.config.stall).then_some(false));
             return Attempt::Deadline;
         };
         let outage = failures.iter().any(|(_, error)| error.is_outage());
         let acknowledged = failures.len() < records;
         // A full local queue, say, tells nothing about the log.
-        permit.report((outage || acknowledged).then_some(!outage));
+        call.report((outage || acknowledged).then_some(!outage));
         Attempt::Written(failures)
     }
 }

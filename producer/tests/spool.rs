@@ -298,10 +298,21 @@ async fn a_disk_that_fails_never_makes_a_false_accepted() {
             .contains("cannot be written")
     };
     eventually("health says why", says).await;
+    let failed = producer.metric("spool_errors_total{kind=\"write\"}");
     std::fs::create_dir_all(&folder).unwrap();
-    assert!(send(&producer, 1).await, "the disk is back, Kafka is not");
+    // Nobody sends to a service that is not ready, so that it has to find out by itself.
     let ready = async || producer.get("/readyz").await.status == 200;
-    eventually("readiness is up again", ready).await;
+    eventually("readiness is up again, without an event", ready).await;
+    let says = async || {
+        let health = producer.get("/health").await.text;
+        health.contains("events go to the spool") && !health.contains("cannot be written")
+    };
+    eventually("health says so", says).await;
+    assert!(send(&producer, 1).await, "the disk is back, Kafka is not");
+    assert_eq!(
+        producer.metric("spool_errors_total{kind=\"write\"}"),
+        failed
+    );
     let _broker = broker_on(&dir, address).await;
     drained(&producer).await;
     assert_logged(&producer, 0..2).await;

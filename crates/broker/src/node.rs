@@ -122,6 +122,7 @@ impl Node {
                         log_end: log.high_watermark(),
                         size_bytes: log.size_bytes(),
                         recovery_cut_bytes: log.recovery_cut_bytes(),
+                        recovery_damage: log.recovery_damage(),
                         damaged_reads: log.damaged_reads(),
                         recovery_set_aside_bytes: log.recovery_set_aside_bytes(),
                     });

@@ -38,6 +38,9 @@ pub struct PartitionStats {
     /// How much of that is kept in `*.damaged` files beside the log: sound
     /// records may stand in it. Anything but 0 wants a look.
     pub recovery_set_aside_bytes: u64,
+    /// Signs that the last start found of a disk that has lost what was on it,
+    /// each of which the log tells. Anything but 0 wants a look.
+    pub recovery_damage: u64,
     /// Reads that met with bytes that are not what was written, and were
     /// refused. Anything but 0 means that the disk loses data.
     pub damaged_reads: u64,

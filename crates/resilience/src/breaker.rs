@@ -1,6 +1,7 @@
 //! Circuit breakers: after enough failures calls to a dependency are refused at once for a while, then a single probe
 //! finds out whether it has recovered. A breaker must never stay half-open: a probe that is dropped or forgotten gives
-//! its place back.
+//! its place back. Nor must it listen to calls of another time: what was let in before it opened, or as a probe that has
+//! been given up since, says nothing about how the dependency is now.
 
 use std::fmt;
 use std::future::Future;
@@ -269,6 +270,8 @@ impl Instrument for Relay {
 
 struct Gate {
     machine: StateMachine<Policy, Relay>,
+    /// Counts changes of state and probes. A report counts only in the era in which its call was let in.
+    era: u64,
     /// When an open breaker lets a probe through.
     open_until: Instant,
     /// Since when a probe is under way, while half-open.
@@ -285,8 +288,7 @@ struct Inner {
 
 /// A circuit breaker; clones share its state.
 ///
-/// After `try_acquire` has let a call through, report it with exactly one of `success` and `failure`; `call` does so
-/// by itself.
+/// What `try_acquire` has let through is reported by its permit; `call` does so by itself.
 #[derive(Clone)]
 pub struct Breaker {
     name: &'static str,
@@ -314,6 +316,7 @@ impl Breaker {
             inner: Arc::new(Inner {
                 gate: Mutex::new(Gate {
                     machine,
+                    era: 0,
                     open_until: Instant::now(),
                     probing_since: None,
                 }),
@@ -334,11 +337,11 @@ impl Breaker {
 
     /// Asks for leave to call. An open breaker refuses until its time is over; a half-open one lets one probe through
     /// at a time.
-    pub fn try_acquire(&self) -> Result<(), Open> {
+    pub fn try_acquire(&self) -> Result<Permit<'_>, Open> {
         let mut gate = self.inner.gate.lock();
         let now = Instant::now();
         if self.state() == BreakerState::Closed {
-            return Ok(());
+            return Ok(self.permit(&gate, false));
         }
         if let Some(since) = gate.probing_since {
             let lease_left = self.inner.probe_lease.saturating_sub(now - since);
@@ -355,34 +358,45 @@ impl Breaker {
             });
         }
         gate.probing_since = Some(now);
-        Ok(())
+        // From now on a probe before this one, whose lease is over, is not listened to.
+        gate.era += 1;
+        Ok(self.permit(&gate, true))
     }
 
-    /// The call went well.
-    pub fn success(&self) {
-        let mut gate = self.inner.gate.lock();
-        gate.probing_since = None;
-        gate.machine.on_success();
+    fn permit(&self, gate: &Gate, probe: bool) -> Permit<'_> {
+        Permit {
+            breaker: self,
+            era: gate.era,
+            probe,
+            reported: false,
+        }
     }
 
-    /// The call failed in a way that says something about the dependency's health.
-    pub fn failure(&self) {
+    fn report(&self, era: u64, outcome: Outcome) {
         let mut gate = self.inner.gate.lock();
+        if gate.era != era {
+            return;
+        }
+        let before = self.state();
+        match outcome {
+            Outcome::Success => gate.machine.on_success(),
+            Outcome::Failure => gate.machine.on_error(),
+            Outcome::Neutral if before == BreakerState::HalfOpen => gate.machine.on_success(),
+            Outcome::Neutral | Outcome::Abandoned => {}
+        }
+        // Of this era there is no other probe than the one that reports.
         gate.probing_since = None;
-        let was_open = self.state() == BreakerState::Open;
-        gate.machine.on_error();
-        if !was_open && self.state() == BreakerState::Open {
+        let after = self.state();
+        if after != before {
+            gate.era += 1;
+        }
+        if after == BreakerState::Open {
             gate.open_until = Instant::now() + *self.inner.delay.lock();
         }
     }
 
-    /// Gives the place of a probe back without a verdict, as when the call was abandoned.
-    fn abandon(&self) {
-        self.inner.gate.lock().probing_since = None;
-    }
-
     /// Makes the call if the breaker allows it, and reports how it went. Errors that `is_failure` denies (say, the
-    /// caller's own mistakes) count as success. A call that is dropped before its end counts as neither.
+    /// caller's own mistakes) are neutral. A call that is dropped before its end is abandoned.
     pub async fn call<F, T, E>(
         &self,
         is_failure: impl Fn(&E) -> bool,
@@ -391,10 +405,13 @@ impl Breaker {
     where
         F: Future<Output = Result<T, E>>,
     {
-        self.try_acquire().map_err(BreakerError::Open)?;
-        let place = Place(Some(self));
+        let permit = self.try_acquire().map_err(BreakerError::Open)?;
         let result = fut.await;
-        place.report(result.as_ref().err().is_some_and(is_failure));
+        match &result {
+            Ok(_) => permit.success(),
+            Err(error) if is_failure(error) => permit.failure(),
+            Err(_) => permit.neutral(),
+        }
         result.map_err(BreakerError::Inner)
     }
 }
@@ -402,23 +419,61 @@ impl Breaker {
 /// What a caller is told to wait while another's probe is under way.
 const PROBE_RETRY: Duration = Duration::from_millis(100);
 
-/// A call under way; given back when it is dropped before it was reported.
-struct Place<'a>(Option<&'a Breaker>);
+/// How a call ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Outcome {
+    Success,
+    Failure,
+    Neutral,
+    Abandoned,
+}
 
-impl Place<'_> {
-    fn report(mut self, failed: bool) {
-        match self.0.take() {
-            Some(breaker) if failed => breaker.failure(),
-            Some(breaker) => breaker.success(),
-            None => {}
-        }
+/// A call that the breaker has let through, to be reported by one of its methods. Dropped, the call is abandoned: that
+/// counts for nothing, and a probe's place is free again. What is reported after the breaker has changed its state, or
+/// after a probe's place was given to another, changes nothing.
+#[must_use = "a call that is not reported counts as abandoned"]
+#[derive(Debug)]
+pub struct Permit<'a> {
+    breaker: &'a Breaker,
+    era: u64,
+    probe: bool,
+    reported: bool,
+}
+
+impl Permit<'_> {
+    /// Whether the call is to find out how the dependency is.
+    pub fn is_probe(&self) -> bool {
+        self.probe
+    }
+
+    /// The call went well.
+    pub fn success(self) {
+        self.report(Outcome::Success);
+    }
+
+    /// The call failed in a way that says something about the dependency's health.
+    pub fn failure(self) {
+        self.report(Outcome::Failure);
+    }
+
+    /// The dependency answered, with an error that is about what was asked of it. Among other calls that counts for
+    /// nothing: failures before and after it are in a row, and it has no part in the rate. A probe asks only whether
+    /// there is an answer, so that it closes the breaker: were it to try again, one bad request that comes back and
+    /// back would hold everybody else up before a dependency that is well.
+    pub fn neutral(self) {
+        self.report(Outcome::Neutral);
+    }
+
+    fn report(mut self, outcome: Outcome) {
+        self.reported = true;
+        self.breaker.report(self.era, outcome);
     }
 }
 
-impl Drop for Place<'_> {
+impl Drop for Permit<'_> {
     fn drop(&mut self) {
-        if let Some(breaker) = self.0 {
-            breaker.abandon();
+        if !self.reported {
+            self.breaker.report(self.era, Outcome::Abandoned);
         }
     }
 }

@@ -28,21 +28,27 @@ fn quick() -> BreakerConfig {
 
 fn fail(breaker: &Breaker, times: u32) {
     for _ in 0..times {
-        breaker.try_acquire().unwrap();
-        breaker.failure();
+        breaker.try_acquire().unwrap().failure();
     }
 }
 
+fn succeed(breaker: &Breaker) {
+    breaker.try_acquire().unwrap().success();
+}
+
 /// Waits until the breaker lets a call through; the clock of failsafe is the real one.
-async fn acquire(breaker: &Breaker) {
+async fn acquire(breaker: &Breaker) -> Permit<'_> {
     let acquired = async {
-        while let Err(open) = breaker.try_acquire() {
-            tokio::time::sleep(open.retry_after).await;
+        loop {
+            match breaker.try_acquire() {
+                Ok(permit) => return permit,
+                Err(open) => tokio::time::sleep(open.retry_after).await,
+            }
         }
     };
     tokio::time::timeout(Duration::from_secs(30), acquired)
         .await
-        .unwrap();
+        .unwrap()
 }
 
 #[tokio::test]
@@ -50,7 +56,7 @@ async fn it_opens_probes_and_closes() {
     use BreakerState::{Closed, HalfOpen, Open};
     let (breaker, recorder) = breaker(&quick());
     fail(&breaker, 2);
-    breaker.success();
+    succeed(&breaker);
     fail(&breaker, 2);
     assert_eq!(
         breaker.state(),
@@ -65,17 +71,16 @@ async fn it_opens_probes_and_closes() {
         "{refused:?}"
     );
 
-    acquire(&breaker).await;
+    let probe = acquire(&breaker).await;
     assert_eq!(breaker.state(), HalfOpen);
-    breaker.failure();
+    probe.failure();
     assert_eq!(
         breaker.state(),
         Open,
         "a failed probe opens it again at once"
     );
 
-    acquire(&breaker).await;
-    breaker.success();
+    acquire(&breaker).await.success();
     assert_eq!(breaker.state(), Closed);
     assert_eq!(*recorder.0.lock(), [Open, HalfOpen, Open, HalfOpen, Closed]);
 }
@@ -84,13 +89,59 @@ async fn it_opens_probes_and_closes() {
 async fn only_one_probe_goes_at_a_time() {
     let (breaker, _) = breaker(&quick());
     fail(&breaker, 3);
-    acquire(&breaker).await;
+    let probe = acquire(&breaker).await;
+    assert!(probe.is_probe());
     for _ in 0..100 {
         assert!(breaker.try_acquire().is_err());
     }
     assert_eq!(breaker.state(), BreakerState::HalfOpen);
-    breaker.success();
-    assert!(breaker.try_acquire().is_ok() && breaker.try_acquire().is_ok());
+    probe.success();
+    let together = (breaker.try_acquire(), breaker.try_acquire());
+    assert!(together.0.is_ok_and(|permit| !permit.is_probe()) && together.1.is_ok());
+}
+
+/// What a call that was let in before the breaker opened says, says nothing about now.
+#[tokio::test]
+async fn calls_of_another_time_are_not_listened_to() {
+    use BreakerState::{Closed, HalfOpen, Open};
+    let reports: [fn(Permit<'_>); 4] = [Permit::failure, Permit::success, Permit::neutral, drop];
+    for stale in reports {
+        let (breaker, recorder) = breaker(&quick());
+        let early: Vec<_> = (0..3).map(|_| breaker.try_acquire().unwrap()).collect();
+        let [to_open, to_half_open, to_closed] = <[_; 3]>::try_from(early).unwrap();
+        fail(&breaker, 3);
+        stale(to_open);
+        assert_eq!(breaker.state(), Open);
+
+        let probe = acquire(&breaker).await;
+        stale(to_half_open);
+        assert_eq!(breaker.state(), HalfOpen);
+        assert!(breaker.try_acquire().is_err(), "the place is the probe's");
+        probe.success();
+        fail(&breaker, 2);
+        stale(to_closed);
+        assert_eq!(breaker.state(), Closed);
+        fail(&breaker, 1);
+        assert_eq!(*recorder.0.lock(), [Open, HalfOpen, Closed, Open]);
+    }
+}
+
+#[tokio::test]
+async fn a_probe_whose_place_was_given_to_another_is_not_listened_to() {
+    let reports: [fn(Permit<'_>); 4] = [Permit::failure, Permit::success, Permit::neutral, drop];
+    for late in reports {
+        let (breaker, _) = breaker(&BreakerConfig {
+            open_max_ms: 100,
+            ..quick()
+        });
+        fail(&breaker, 3);
+        let first = acquire(&breaker).await;
+        let second = acquire(&breaker).await;
+        late(first);
+        assert_eq!(breaker.state(), BreakerState::HalfOpen);
+        second.success();
+        assert_eq!(breaker.state(), BreakerState::Closed);
+    }
 }
 
 #[tokio::test]
@@ -114,7 +165,7 @@ async fn a_probe_that_is_dropped_gives_its_place_back() {
             }
         } => {}
     }
-    breaker.try_acquire().unwrap();
+    assert!(breaker.try_acquire().is_ok());
 }
 
 #[tokio::test]
@@ -124,8 +175,8 @@ async fn a_probe_that_is_never_reported_expires() {
         ..quick()
     });
     fail(&breaker, 3);
-    acquire(&breaker).await;
-    acquire(&breaker).await;
+    std::mem::forget(acquire(&breaker).await);
+    assert!(acquire(&breaker).await.is_probe());
 }
 
 #[tokio::test]
@@ -147,6 +198,42 @@ async fn a_call_counts_only_what_is_a_failure() {
     assert!(matches!(result, Err(BreakerError::Open(_))), "{result:?}");
 }
 
+#[tokio::test]
+async fn errors_about_the_question_do_not_part_failures_in_a_row() {
+    let (breaker, _) = breaker(&quick());
+    for error in ["theirs", "mine", "theirs", "mine", "mine", "theirs"] {
+        assert_eq!(breaker.state(), BreakerState::Closed);
+        let _ = breaker
+            .call(|error| *error != "mine", async { Err::<(), _>(error) })
+            .await;
+    }
+    assert_eq!(breaker.state(), BreakerState::Open);
+}
+
+#[test]
+fn errors_about_the_question_have_no_part_in_the_rate() {
+    let (breaker, _) = breaker(&BreakerConfig {
+        consecutive_failures: 1_000_000,
+        failure_rate: Some(1.0),
+        failure_rate_min_calls: 3,
+        ..quick()
+    });
+    for _ in 0..3 {
+        assert_eq!(breaker.state(), BreakerState::Closed);
+        breaker.try_acquire().unwrap().neutral();
+        fail(&breaker, 1);
+    }
+    assert_eq!(breaker.state(), BreakerState::Open);
+}
+
+#[tokio::test]
+async fn a_probe_that_was_answered_closes_it_whatever_the_answer() {
+    let (breaker, _) = breaker(&quick());
+    fail(&breaker, 3);
+    acquire(&breaker).await.neutral();
+    assert_eq!(breaker.state(), BreakerState::Closed);
+}
+
 #[test]
 fn a_rate_of_failures_opens_it_as_well() {
     let (breaker, _) = breaker(&BreakerConfig {
@@ -156,15 +243,15 @@ fn a_rate_of_failures_opens_it_as_well() {
         ..quick()
     });
     for _ in 0..100 {
-        breaker.success();
-        breaker.success();
-        breaker.failure();
+        succeed(&breaker);
+        succeed(&breaker);
+        fail(&breaker, 1);
     }
     assert_eq!(breaker.state(), BreakerState::Closed, "a third failed");
     for _ in 0..1_000 {
         if breaker.state() == BreakerState::Closed {
-            breaker.success();
-            breaker.failure();
+            succeed(&breaker);
+            fail(&breaker, 1);
         }
     }
     assert_eq!(breaker.state(), BreakerState::Open);
@@ -239,7 +326,8 @@ fn odd_settings_do_not_panic() {
             open_max_ms: 0,
         };
         let breaker = Breaker::new("store", &config, Arc::new(Recorder::default()));
-        breaker.failure();
-        breaker.success();
+        let (failed, late) = (breaker.try_acquire(), breaker.try_acquire());
+        failed.unwrap().failure();
+        late.unwrap().success();
     }
 }

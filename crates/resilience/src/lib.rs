@@ -9,6 +9,8 @@ mod concurrency;
 mod limiter;
 
 pub use backoff::{Backoff, BackoffConfig, retry};
-pub use breaker::{Breaker, BreakerConfig, BreakerError, BreakerObserver, BreakerState, Open};
+pub use breaker::{
+    Breaker, BreakerConfig, BreakerError, BreakerObserver, BreakerState, Open, Permit,
+};
 pub use concurrency::{ConcurrencyConfig, ConcurrencyLimit, Sample};
 pub use limiter::{Allowance, Limited, Rate, RateLimiter, Rates};

@@ -14,7 +14,7 @@ use crate::error::{AppendError, ErrorKind};
 use crate::files::Appending;
 use crate::frame::{self, BODY_BYTES_MAX, HEAD_BYTES};
 use crate::segment::Name;
-use crate::state::{Depth, Reservation, Segment, Shared};
+use crate::state::{Depth, Refusal, Reservation, Segment, Shared};
 
 /// Draws the salts of segments.
 pub type Salts = Box<dyn FnMut() -> u64 + Send>;
@@ -171,6 +171,15 @@ impl Spool {
         self.inner.shared.limits.bytes_max
     }
 
+    /// While the last append failed: tries whether the disk takes as much again, without an append. If so, it is no
+    /// longer failing. It waits for the disk.
+    ///
+    /// # Errors
+    /// When the disk still refuses, or another probe waits for it.
+    pub fn probe(&self) -> io::Result<()> {
+        self.inner.shared.probe()
+    }
+
     /// What the owner had noted in the folder when the spool was opened.
     pub fn noted(&self) -> Option<&[u8]> {
         self.inner.noted.as_deref()
@@ -211,7 +220,7 @@ impl Writer {
             match self.write(&group) {
                 Ok(()) => decide(group, Ok(())),
                 Err(error) => {
-                    self.failed(&error);
+                    self.failed(&error, framed_bytes(&group));
                     decide(group, Err(AppendError::Disk(Arc::new(error))));
                 }
             }
@@ -236,8 +245,7 @@ impl Writer {
         let Some(active) = &mut self.active else {
             return Err(io::Error::other("there is no segment"));
         };
-        let framed = group.iter().map(|job| job.records.framed_bytes()).sum();
-        let mut buffer = Vec::with_capacity(framed);
+        let mut buffer = Vec::with_capacity(framed_bytes(group));
         let mut seq = first_seq;
         for job in group {
             for (at_us, range) in &job.records.records {
@@ -305,12 +313,17 @@ impl Writer {
 
     /// After a failed write or sync nobody knows what the file holds behind its confirmed part. It is cut off there as
     /// far as the disk lets us, and never written to again: the next segment's name says where it ends.
-    fn failed(&mut self, error: &io::Error) {
+    fn failed(&mut self, error: &io::Error, bytes: usize) {
         tracing::error!(%error, dir = %self.shared.dir.display(), "the spool cannot be written");
         self.shared.observer.error(ErrorKind::Write);
         let active = self.active.take();
         let unused = self.shared.with(|state| {
-            state.failing = Some(error.to_string());
+            state.refusals += 1;
+            state.failing = Some(Refusal {
+                number: state.refusals,
+                cause: error.to_string(),
+                bytes,
+            });
             state.active = None;
             // A file whose creation failed half way must not stand in the way of the next one.
             state.next_id += u64::from(active.is_none());
@@ -333,6 +346,10 @@ impl Writer {
             tracing::warn!(%error, "what a failed write left behind stays in the spool's folder");
         }
     }
+}
+
+fn framed_bytes(group: &[Job]) -> usize {
+    group.iter().map(|job| job.records.framed_bytes()).sum()
 }
 
 /// Tells everybody, and gives their room back.

@@ -4,7 +4,7 @@ use std::fs::File;
 use std::io;
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 
 use parking_lot::Mutex;
 
@@ -21,6 +21,8 @@ pub struct Faults {
 struct Inner {
     /// Writes put down half of their bytes and then find the disk full.
     full: AtomicBool,
+    /// Bytes that a file may have before the disk is full; 0 is as many as there are.
+    room: AtomicU64,
     syncs_fail: AtomicBool,
     /// Nothing can be tidied up either.
     stuck: AtomicBool,
@@ -35,6 +37,10 @@ struct Inner {
 impl Faults {
     pub fn disk_full(&self, full: bool) {
         self.inner.full.store(full, Ordering::SeqCst);
+    }
+
+    pub fn room(&self, bytes: u64) {
+        self.inner.room.store(bytes, Ordering::SeqCst);
     }
 
     pub fn syncs_fail(&self, fail: bool) {
@@ -73,6 +79,7 @@ impl Faults {
 
 struct FaultyFile {
     file: Box<dyn Appending>,
+    written: u64,
     faults: Faults,
 }
 
@@ -80,6 +87,11 @@ impl Appending for FaultyFile {
     fn append(&mut self, bytes: &[u8]) -> io::Result<()> {
         if self.faults.inner.full.load(Ordering::SeqCst) {
             self.file.append(&bytes[..bytes.len() / 2])?;
+            return Err(io::Error::from(io::ErrorKind::StorageFull));
+        }
+        self.written += bytes.len() as u64;
+        let room = self.faults.inner.room.load(Ordering::SeqCst);
+        if room > 0 && self.written > room {
             return Err(io::Error::from(io::ErrorKind::StorageFull));
         }
         self.file.append(bytes)
@@ -104,6 +116,7 @@ impl Files for Faults {
     fn create(&self, path: &Path) -> io::Result<Box<dyn Appending>> {
         Ok(Box::new(FaultyFile {
             file: Disk.create(path)?,
+            written: 0,
             faults: self.clone(),
         }))
     }

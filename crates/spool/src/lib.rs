@@ -19,6 +19,7 @@ mod files;
 pub mod frame;
 mod open;
 mod position;
+mod probe;
 mod reader;
 mod segment;
 mod state;

@@ -181,6 +181,7 @@ fn recover(
         kept_bytes,
         oldest_us: None,
         failing: None,
+        refusals: 0,
     })
 }
 

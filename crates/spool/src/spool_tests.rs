@@ -8,6 +8,7 @@ use tempfile::TempDir;
 
 use crate::error::ErrorKind;
 use crate::faulty::{Faults, Told};
+use crate::probe::FILE as PROBE;
 use crate::*;
 
 /// Written down with every acknowledgement.
@@ -288,6 +289,75 @@ async fn a_failing_disk_confirms_nothing_and_spoils_nothing() {
             assert_eq!(bench.told.lost(), 0);
         }
     }
+}
+
+#[tokio::test]
+async fn a_disk_that_is_back_is_found_without_an_append() {
+    for syncs in [false, true] {
+        let bench = bench();
+        let (spool, mut drainer) = bench.open();
+        append(&spool, 0..3).await;
+        let fail = |fail| match syncs {
+            true => bench.faults.syncs_fail(fail),
+            false => bench.faults.disk_full(fail),
+        };
+        fail(true);
+        spool.append(records(900..903)).await.unwrap_err();
+        spool.probe().unwrap_err();
+        assert!(spool.depth().failing.is_some(), "it still fails");
+        assert!(!bench.dir.path().join(PROBE).exists(), "the disk is full");
+        // As a crash leaves it.
+        std::fs::write(bench.dir.path().join(PROBE), "half").unwrap();
+        fail(false);
+        spool.probe().unwrap();
+        assert_eq!(spool.depth().failing, None);
+        assert!(!bench.dir.path().join(PROBE).exists());
+        assert_eq!(spool.depth().records, 3, "it is no record");
+        append(&spool, 3..6).await;
+        assert_eq!(drained(&spool, &mut drainer).await, all(0..6));
+    }
+}
+
+#[tokio::test]
+async fn a_probe_writes_as_much_as_was_refused() {
+    let bench = bench();
+    let (spool, _drainer) = bench.open();
+    bench.faults.disk_full(true);
+    spool.append(records(0..2_000)).await.unwrap_err();
+    bench.faults.disk_full(false);
+    bench.faults.room(20_000);
+    spool.probe().unwrap_err();
+    assert!(spool.depth().failing.is_some(), "the next would fail again");
+    bench.faults.room(200_000);
+    spool.probe().unwrap();
+    assert_eq!(spool.depth().failing, None);
+}
+
+#[tokio::test]
+async fn a_disk_that_works_is_not_probed_and_one_that_hangs_but_once() {
+    let bench = bench();
+    let (spool, _drainer) = bench.open();
+    append(&spool, 0..3).await;
+    let syncs = bench.faults.syncs();
+    spool.probe().unwrap();
+    assert_eq!(bench.faults.syncs(), syncs);
+    bench.faults.syncs_fail(true);
+    spool.append(records(900..903)).await.unwrap_err();
+    bench.faults.syncs_fail(false);
+    let hanging = bench.faults.while_syncs_wait(|| {
+        let hanging = std::thread::spawn({
+            let spool = spool.clone();
+            move || spool.probe()
+        });
+        while !bench.dir.path().join(PROBE).exists() {
+            std::thread::yield_now();
+        }
+        let second = spool.probe().unwrap_err();
+        assert_eq!(second.kind(), std::io::ErrorKind::WouldBlock);
+        hanging
+    });
+    hanging.join().unwrap().unwrap();
+    assert_eq!(spool.depth().failing, None);
 }
 
 #[tokio::test]

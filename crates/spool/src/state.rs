@@ -36,8 +36,18 @@ pub struct Depth {
     pub bytes: u64,
     /// The time of the oldest of the records.
     pub oldest_us: Option<i64>,
-    /// Why the last append failed; none once one has succeeded again.
+    /// Why the last append failed; none once one, or a probe of the disk, has succeeded again.
     pub failing: Option<String>,
+}
+
+/// An append that the disk refused.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Refusal {
+    /// Which one since the start: no two are the same.
+    pub number: u64,
+    pub cause: String,
+    /// What was to be written.
+    pub bytes: usize,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -61,6 +71,8 @@ pub struct Shared {
     idle: AtomicBool,
     /// The number behind the last confirmed record.
     pub confirmed: watch::Sender<u64>,
+    /// Held by the one who probes the disk.
+    pub probing: Mutex<()>,
     /// Held while the spool is open; the system takes it back from a process that is killed.
     _lock: File,
 }
@@ -80,7 +92,8 @@ pub struct State {
     /// Segments that were put aside.
     pub kept_bytes: u64,
     pub oldest_us: Option<i64>,
-    pub failing: Option<String>,
+    pub failing: Option<Refusal>,
+    pub refusals: u64,
 }
 
 impl State {
@@ -116,6 +129,7 @@ impl Shared {
             observer,
             idle: AtomicBool::new(state.is_idle()),
             confirmed: watch::Sender::new(state.next_seq),
+            probing: Mutex::new(()),
             state: Mutex::new(state),
             _lock: lock,
         }
@@ -142,7 +156,7 @@ impl Shared {
             oldest_us: state
                 .oldest_us
                 .filter(|_| state.acknowledged < state.next_seq),
-            failing: state.failing.clone(),
+            failing: state.failing.as_ref().map(|refusal| refusal.cause.clone()),
         }
     }
 

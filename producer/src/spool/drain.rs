@@ -189,8 +189,8 @@ impl Drain {
     /// What the drain sees counts as a probe, when the breaker allows one.
     fn tell_breaker(&self, healthy: bool) {
         match (self.breaker.try_acquire(), healthy) {
-            (Ok(()), true) => self.breaker.success(),
-            (Ok(()), false) => self.breaker.failure(),
+            (Ok(permit), true) => permit.success(),
+            (Ok(permit), false) => permit.failure(),
             (Err(_), _) => {}
         }
     }

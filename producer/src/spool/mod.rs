@@ -13,6 +13,7 @@ mod record;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use streamgauge_spool::{AppendError, Deps, Disk, Drainer, Records, Spool, SpoolError};
 use tokio::time::Instant;
@@ -25,6 +26,9 @@ pub use self::record::SpooledEvent;
 use crate::event::encode::Entry;
 use crate::metrics::FailReason;
 use crate::publish::{TRACED_EVENTS_MAX, Writing};
+
+/// The longest that a look at the disk is waited for.
+const PROBE_WAIT_MAX: Duration = Duration::from_secs(3);
 
 /// The spool as the publishing side sees it. Clones share it.
 #[derive(Clone)]
@@ -98,6 +102,22 @@ impl Spooling {
     pub fn has_room(&self) -> bool {
         let depth = self.spool.depth();
         depth.failing.is_none() && depth.bytes < self.spool.bytes_max()
+    }
+
+    /// While the disk refuses events: finds out whether it takes them again. Events would as well, but nobody sends any
+    /// to a service that is not ready.
+    pub async fn probe(&self) {
+        if self.spool.depth().failing.is_none() {
+            return;
+        }
+        let spool = self.spool.clone();
+        let probing = tokio::task::spawn_blocking(move || spool.probe());
+        match tokio::time::timeout(PROBE_WAIT_MAX, probing).await {
+            Ok(Ok(Ok(()))) => tracing::info!("the spool can be written again"),
+            Ok(Ok(Err(error))) => tracing::debug!(%error, "the spool still cannot be written"),
+            // The disk hangs: no more is known of it than before.
+            Ok(Err(_)) | Err(_) => {}
+        }
     }
 
     /// Its state in a sentence, for `/health`.

@@ -169,7 +169,7 @@ async fn a_full_queue_is_no_outage() {
 #[tokio::test]
 async fn behind_an_open_breaker_everything_is_spooled() {
     let (bench, mut drainer) = bench(vec![]).await;
-    bench.breaker.failure();
+    bench.breaker.try_acquire().unwrap().failure();
     assert_eq!(bench.breaker.state(), BreakerState::Open);
     assert_eq!(bench.publish(&batch()).await, []);
     assert_eq!(stored(&mut drainer).await, ["a", "b", "c"]);
@@ -230,7 +230,7 @@ async fn until(what: &str, mut holds: impl FnMut() -> bool) {
 #[tokio::test]
 async fn the_drain_tries_again_in_order_and_puts_aside_what_is_never_taken() {
     let (bench, drainer) = bench(vec![]).await;
-    bench.breaker.failure();
+    bench.breaker.try_acquire().unwrap().failure();
     assert_eq!(bench.publish(&batch()).await, []);
     let refused = || (1, PublishError::Refused(String::from("policy")));
     let sink = Sink::default();
@@ -263,7 +263,7 @@ async fn the_drain_tries_again_in_order_and_puts_aside_what_is_never_taken() {
 #[tokio::test]
 async fn a_drain_that_is_stopped_leaves_what_is_not_acknowledged() {
     let (bench, drainer) = bench(vec![]).await;
-    bench.breaker.failure();
+    bench.breaker.try_acquire().unwrap().failure();
     assert_eq!(bench.publish(&batch()).await, []);
     let sink = Sink::default();
     sink.outcomes.lock().push_back(None);

@@ -10,6 +10,7 @@
 pub mod batch;
 mod damage;
 pub mod index;
+mod log_start;
 pub mod producers;
 pub mod recovery;
 pub mod retention;
@@ -84,6 +85,7 @@ pub struct Partition {
     size_bytes: AtomicU64,
     recovery_cut_bytes: u64,
     recovery_set_aside_bytes: u64,
+    recovery_damage: u64,
     /// Reads that met with damage.
     damaged_reads: AtomicU64,
     /// Fetches waiting for data: at most one per connection.
@@ -148,6 +150,11 @@ impl Partition {
                 now_ms: now_ms(),
             },
         )?;
+        let end_offset = recovered.segments.last().map_or(0, |last| last.end_offset);
+        // What is missing is told once: from then on the snapshot tells of what there is.
+        let snapshot_due = recovered
+            .snapshot_is_stale
+            .then(|| (recovered.producers.clone(), end_offset));
         let inner = Inner {
             new_files: !recovered.was_clean,
             segments: recovered.segments.into(),
@@ -155,7 +162,7 @@ impl Partition {
             log_start: recovered.log_start,
             synced: 0,
             dirty_tail: false,
-            snapshot_due: None,
+            snapshot_due,
             closed: false,
             failed: false,
         };
@@ -166,6 +173,7 @@ impl Partition {
             size_bytes: AtomicU64::new(inner.size()),
             recovery_cut_bytes: recovered.truncated_bytes,
             recovery_set_aside_bytes: recovered.set_aside_bytes,
+            recovery_damage: recovered.damage,
             damaged_reads: AtomicU64::new(0),
             inner: Mutex::new(inner),
             settings,
@@ -207,6 +215,12 @@ impl Partition {
     /// How much of that is kept beside the log, in `*.damaged` files.
     pub fn recovery_set_aside_bytes(&self) -> u64 {
         self.recovery_set_aside_bytes
+    }
+
+    /// How many signs the last start found that the disk has lost what was on
+    /// it: records at the end, files, or where the log starts.
+    pub fn recovery_damage(&self) -> u64 {
+        self.recovery_damage
     }
 
     /// How often a read met with damage since the start.
@@ -432,12 +446,12 @@ impl Partition {
         }
         self.mend_tail(&mut inner)?;
         let end = inner.end_offset();
-        inner.producers.save(&self.dir, end)?;
         let active = inner.active();
         if let SegmentIndex::Memory(entries) = &active.index {
             active.handle()?.sync_data()?;
             index::save(&active.path, active.summary(), entries)?;
         }
+        inner.producers.save(&self.dir, end)?;
         inner.closed = true;
         Ok(())
     }
@@ -458,7 +472,7 @@ impl Partition {
             return Ok(None);
         }
         if offset > inner.log_start && !inner.closed {
-            recovery::save_log_start(&self.dir, offset)?;
+            log_start::save(&self.dir, offset)?;
             self.move_log_start(&mut inner, offset);
         }
         Ok(Some(inner.log_start))

@@ -158,7 +158,8 @@ impl Producer {
     }
 }
 
-fn snapshot_path(dir: &Path) -> PathBuf {
+/// The file of a partition's snapshot.
+pub fn snapshot_path(dir: &Path) -> PathBuf {
     dir.join("producers.snapshot")
 }
 

@@ -3,18 +3,24 @@
 //! It never keeps a byte that does not match its checksum, and never leaves a
 //! hole between segments. What it cuts and may be of use it sets aside. A log
 //! is read once: what producers have sent is noted along with the scan.
+//!
+//! An end that is missing altogether leaves no trace in the log itself. The
+//! index files and the snapshot of the producers name ends as well, and are
+//! written only once all before is on the disk: a log that does not reach as
+//! far has lost records, and that is said.
 
 use std::fs::{self, File};
 use std::io::{self, BufReader, Read};
 use std::path::{Path, PathBuf};
 
-use tracing::warn;
+use tracing::{error, warn};
 
 use super::batch::{self, BatchHeader, HEADER_LEN};
 use super::damage;
-use super::index;
-use super::producers::Producers;
-use super::segment::{NO_TIMESTAMP, Segment, SegmentIndex, open_log};
+use super::index::{self, Summary};
+use super::log_start::LogStart;
+use super::producers::{self, Producers};
+use super::segment::{NO_TIMESTAMP, Segment, SegmentIndex, log_file_name, open_log};
 use crate::durable;
 
 const SCAN_BUFFER_BYTES: usize = 1024 * 1024;
@@ -28,6 +34,10 @@ pub struct Recovered {
     pub truncated_bytes: u64,
     /// How many of them are kept beside the log.
     pub set_aside_bytes: u64,
+    /// Signs that the disk has lost what was on it, each of them told.
+    pub damage: u64,
+    /// The snapshot of the producers tells of what is gone.
+    pub snapshot_is_stale: bool,
     /// Nothing was written, created or cut since the last clean close.
     pub was_clean: bool,
 }
@@ -41,12 +51,13 @@ pub struct RecoverySettings {
 
 /// Reads a partition's folder and repairs what a crash left behind.
 pub fn recover(dir: &Path, settings: &RecoverySettings) -> io::Result<Recovered> {
-    let log_start = load_log_start(dir)?;
+    let log_start = LogStart::load(dir)?;
     let mut replay = Replay::start(dir, settings)?;
-    let (mut truncated_bytes, mut set_aside_bytes) = (0, 0);
+    let (mut truncated_bytes, mut set_aside_bytes, mut damage) = (0, 0, 0);
     let mut segments: Vec<Segment> = Vec::new();
     let mut broken = false;
-    for (base_offset, path) in list_segments(dir)? {
+    let files = list_files(dir)?;
+    for (base_offset, path) in files.logs {
         let expected = segments.last().map(|segment| segment.end_offset);
         if broken || expected.is_some_and(|end| end != base_offset) {
             broken = true;
@@ -59,6 +70,7 @@ pub fn recover(dir: &Path, settings: &RecoverySettings) -> io::Result<Recovered>
         broken = opened.cut_bytes > 0;
         truncated_bytes += opened.cut_bytes;
         set_aside_bytes += opened.set_aside_bytes;
+        damage += u64::from(opened.lacks_its_end);
         segments.push(opened.segment);
     }
     if truncated_bytes > 0 {
@@ -66,40 +78,75 @@ pub fn recover(dir: &Path, settings: &RecoverySettings) -> io::Result<Recovered>
     }
     let was_clean = !segments.is_empty() && segments.iter().all(Segment::is_sealed);
     if segments.is_empty() {
-        segments.push(Segment::create(dir, log_start)?);
+        damage += log_start.tell_missing_files(dir);
+        segments.push(Segment::create(dir, log_start.of_empty())?);
     }
     activate_last(&mut segments)?;
-    let first = segments.first().map_or(0, |segment| segment.base_offset);
-    let end = segments.last().map_or(0, |segment| segment.end_offset);
-    let producers = replay.finish(&segments)?;
+    damage += remove_orphans(&files.orphans, &segments)?;
+    let (log_start, damage_of_start) = log_start.settle(dir, &segments)?;
+    let (producers, snapshot_is_stale) = replay.finish(dir, &segments)?;
     Ok(Recovered {
-        log_start: log_start.clamp(first, end),
+        log_start,
         segments,
         producers,
         truncated_bytes,
         set_aside_bytes,
+        damage: damage + damage_of_start + u64::from(snapshot_is_stale),
+        snapshot_is_stale,
         was_clean: was_clean && truncated_bytes == 0,
     })
 }
 
-/// Log files by base offset; leftovers of interrupted writes are removed.
-fn list_segments(dir: &Path) -> io::Result<Vec<(i64, PathBuf)>> {
-    let mut found = Vec::new();
+/// What lies in a partition's folder.
+struct Files {
+    /// Log files by base offset.
+    logs: Vec<(i64, PathBuf)>,
+    /// Index files whose log file is gone, as log files.
+    orphans: Vec<PathBuf>,
+}
+
+/// The files of a log; leftovers of interrupted writes are removed.
+fn list_files(dir: &Path) -> io::Result<Files> {
+    let (mut logs, mut indexed) = (Vec::new(), Vec::new());
     for entry in fs::read_dir(dir)? {
         let path = entry?.path();
+        let base = || path.file_stem()?.to_str()?.parse::<i64>().ok();
         match path.extension().and_then(|extension| extension.to_str()) {
-            Some("log") => {
-                let stem = path.file_stem().and_then(|stem| stem.to_str());
-                if let Some(base) = stem.and_then(|stem| stem.parse().ok()) {
-                    found.push((base, path));
-                }
-            }
+            Some("log") => logs.extend(base().map(|base| (base, path.clone()))),
+            Some("index") => indexed.extend(base()),
             Some("tmp") => durable::remove_if_present(&path)?,
             _ => {}
         }
     }
-    found.sort_unstable();
-    Ok(found)
+    logs.sort_unstable();
+    let is_gone = |base: &i64| logs.binary_search_by_key(base, |(base, _)| *base).is_err();
+    indexed.retain(is_gone);
+    let orphans = indexed
+        .into_iter()
+        .map(|base| dir.join(log_file_name(base)));
+    Ok(Files {
+        orphans: orphans.collect(),
+        logs,
+    })
+}
+
+/// Removes the indexes of log files that are gone. A deletion that was cut short
+/// leaves one, whose records lie before the log; one that names records beyond
+/// the end has lost them. Gives how many of those there were.
+fn remove_orphans(orphans: &[PathBuf], segments: &[Segment]) -> io::Result<u64> {
+    let end = segments.last().map_or(0, |segment| segment.end_offset);
+    let mut damage = 0;
+    for log_path in orphans {
+        if let Some((held, _)) = index::load(log_path)?
+            && held.end_offset > end
+        {
+            error!(path = %log_path.display(), held_end_offset = held.end_offset, end_offset = end,
+                "the log is damaged: a file of it is missing, and the records at its end with it");
+            damage += 1;
+        }
+        durable::remove_if_present(&index::index_path(log_path))?;
+    }
+    Ok(damage)
 }
 
 /// A segment as opened, and what was wrong with its file.
@@ -107,6 +154,8 @@ struct Opened {
     segment: Segment,
     cut_bytes: u64,
     set_aside_bytes: u64,
+    /// Its index names more than it holds.
+    lacks_its_end: bool,
 }
 
 /// Opens a segment by its index, or by scanning it when that marks no clean end.
@@ -117,7 +166,8 @@ fn open_segment(
     replay: &mut Replay<'_>,
 ) -> io::Result<Opened> {
     let size = fs::metadata(path)?.len();
-    if let Some((summary, _)) = index::load(path, size)? {
+    let held = index::load(path)?.map(|(summary, _)| summary);
+    if let Some(summary) = held.filter(|held| held.log_size == size) {
         let segment = Segment {
             base_offset,
             path: path.to_path_buf(),
@@ -132,11 +182,13 @@ fn open_segment(
             segment,
             cut_bytes: 0,
             set_aside_bytes: 0,
+            lacks_its_end: false,
         });
     }
     durable::remove_if_present(&index::index_path(path))?;
     let segment = scan(base_offset, path, size, settings, replay)?;
     let cut_bytes = size - segment.size;
+    let lacks_its_end = held.is_some_and(|held| tell_missing_end(&segment, size, held));
     let mut set_aside_bytes = 0;
     if cut_bytes > 0 {
         set_aside_bytes = damage::set_tail_aside(path, segment.size, settings.max_message_bytes)?;
@@ -148,7 +200,20 @@ fn open_segment(
         segment,
         cut_bytes,
         set_aside_bytes,
+        lacks_its_end,
     })
+}
+
+/// Whether the index, written when the file and all in it was on the disk, names
+/// more than there is. (A file that is longer was written to since.)
+fn tell_missing_end(segment: &Segment, size: u64, held: Summary) -> bool {
+    let lacks_its_end = size < held.log_size;
+    if lacks_its_end {
+        error!(path = %segment.path.display(), file_bytes = size, held_bytes = held.log_size,
+            end_offset = segment.end_offset, held_end_offset = held.end_offset,
+            "the log is damaged: a file of it was longer when it was closed, and the records at its end are missing");
+    }
+    lacks_its_end
 }
 
 /// Reads a log file up to the first batch that is torn or damaged.
@@ -208,7 +273,7 @@ fn activate_last(segments: &mut [Segment]) -> io::Result<()> {
         return Ok(());
     };
     if last.is_sealed() {
-        let entries = index::load(&last.path, last.size)?.map(|(_, entries)| entries);
+        let entries = index::load(&last.path)?.map(|(_, entries)| entries);
         last.index = SegmentIndex::Memory(entries.unwrap_or_default());
         durable::remove_if_present(&index::index_path(&last.path))?;
     }
@@ -254,13 +319,15 @@ impl<'a> Replay<'a> {
         }
     }
 
-    fn finish(self, segments: &[Segment]) -> io::Result<Producers> {
+    /// What producers have sent, and whether the snapshot tells of batches that
+    /// the log no longer has.
+    fn finish(self, dir: &Path, segments: &[Segment]) -> io::Result<(Producers, bool)> {
         let end = segments.last().map_or(0, |segment| segment.end_offset);
         if self.from <= end {
-            return Ok(self.producers);
+            return Ok((self.producers, false));
         }
-        // The log was cut below its snapshot, which now tells of batches that
-        // are gone.
+        error!(path = %producers::snapshot_path(dir).display(), held_end_offset = self.from, end_offset = end,
+            "the log is damaged: it ends before the snapshot of its producers, and the records between are missing");
         let mut replay = Replay {
             settings: self.settings,
             producers: Producers::default(),
@@ -269,7 +336,7 @@ impl<'a> Replay<'a> {
         segments
             .iter()
             .try_for_each(|segment| replay.read(segment))?;
-        Ok(replay.producers)
+        Ok((replay.producers, true))
     }
 }
 
@@ -287,31 +354,4 @@ fn for_each_header(segment: &Segment, mut visit: impl FnMut(&BatchHeader)) -> io
         reader.seek_relative((header.total_len - HEADER_LEN) as i64)?;
     }
     Ok(())
-}
-
-fn log_start_path(dir: &Path) -> PathBuf {
-    dir.join("log-start")
-}
-
-/// Makes a moved log start durable: eight bytes and their checksum.
-pub fn save_log_start(dir: &Path, log_start: i64) -> io::Result<()> {
-    let offset = log_start.to_be_bytes();
-    let crc = crc32c::crc32c(&offset).to_be_bytes();
-    durable::write_atomic(&log_start_path(dir), &[&offset[..], &crc].concat())
-}
-
-fn load_log_start(dir: &Path) -> io::Result<i64> {
-    let Some(bytes) = durable::read_if_present(&log_start_path(dir))? else {
-        return Ok(0);
-    };
-    let parsed = bytes.split_first_chunk::<8>();
-    let Some((offset, crc)) = parsed else {
-        return Ok(0);
-    };
-    let sound = crc == crc32c::crc32c(offset).to_be_bytes();
-    Ok(if sound {
-        i64::from_be_bytes(*offset)
-    } else {
-        0
-    })
 }

@@ -127,6 +127,143 @@ fn after_a_failed_sync_nothing_is_taken_until_a_restart() {
     assert_eq!(log.high_watermark(), end + 2);
 }
 
+/// What a closed log of so many batches is made of, last file last.
+fn closed(dir: &Path, batches: usize) -> (i64, Vec<PathBuf>) {
+    let log = open(dir);
+    fill(&log, batches);
+    log.close().unwrap();
+    (log.high_watermark(), log_files(dir))
+}
+
+fn cut(path: &Path, size: u64) {
+    let file = OpenOptions::new().write(true).open(path).unwrap();
+    file.set_len(size).unwrap();
+}
+
+/// Where batches end in a file, its beginning included.
+fn boundaries(path: &Path) -> Vec<u64> {
+    let bytes = std::fs::read(path).unwrap();
+    let ends = (0..=bytes.len()).filter(|&end| is_boundary(&bytes[..end]));
+    ends.map(|end| end as u64).collect()
+}
+
+/// A log tells a loss once: what it is after that is what it goes on from.
+fn goes_on_quietly(dir: &Path) {
+    let log = open(dir);
+    assert_eq!(log.recovery_damage(), 0);
+    fill(&log, 5);
+    drop(log);
+    let log = open(dir);
+    assert_eq!((log.recovery_damage(), log.recovery_cut_bytes()), (0, 0));
+    assert_eq!(read_checked(&log, 500), log.high_watermark());
+}
+
+#[test]
+fn an_end_that_is_missing_between_two_batches_is_told() {
+    let dir = tempfile::tempdir().unwrap();
+    closed(dir.path(), 3);
+    let ends = boundaries(&log_files(dir.path())[0]);
+    assert_eq!(ends.len(), 4);
+    for end in ends[..3].iter().rev() {
+        cut(&log_files(dir.path())[0], *end);
+        let log = open(dir.path());
+        assert_eq!(log.recovery_cut_bytes(), 0, "nothing was there to cut");
+        assert_eq!(log.size_bytes(), *end);
+        assert!(log.recovery_damage() > 0, "cut at {end}");
+        log.close().unwrap();
+        drop(log);
+        assert_eq!(open(dir.path()).recovery_damage(), 0);
+        open(dir.path()).close().unwrap();
+    }
+}
+
+/// Either of the files beside the log is enough to know how far it reached.
+#[test]
+fn an_end_that_is_missing_is_told_by_the_index_and_by_the_snapshot() {
+    for index_is_gone in [false, true] {
+        let dir = tempfile::tempdir().unwrap();
+        let (end, files) = closed(dir.path(), 3);
+        let witness = match index_is_gone {
+            true => index::index_path(&files[0]),
+            false => producers::snapshot_path(dir.path()),
+        };
+        std::fs::remove_file(witness).unwrap();
+        cut(&files[0], boundaries(&files[0])[2]);
+        let log = open(dir.path());
+        assert!(log.high_watermark() < end);
+        assert_eq!(log.recovery_damage(), 1);
+        drop(log);
+        goes_on_quietly(dir.path());
+    }
+}
+
+#[test]
+fn files_that_are_missing_are_told() {
+    for which in 0..4 {
+        let dir = tempfile::tempdir().unwrap();
+        let (end, files) = closed(dir.path(), 100);
+        assert!(files.len() > 4);
+        match which {
+            0 => std::fs::remove_file(&files[0]).unwrap(),
+            1 => std::fs::remove_file(&files[2]).unwrap(),
+            2 => std::fs::remove_file(files.last().unwrap()).unwrap(),
+            _ => files
+                .iter()
+                .for_each(|path| std::fs::remove_file(path).unwrap()),
+        }
+        let log = open(dir.path());
+        assert!(log.recovery_damage() > 0, "{which}");
+        assert!(log.log_start() > 0 || log.high_watermark() < end);
+        assert_eq!(read_checked(&log, 500), log.high_watermark());
+        drop(log);
+        goes_on_quietly(dir.path());
+    }
+}
+
+#[test]
+fn a_start_that_cannot_be_read_is_told_and_brings_no_file_back() {
+    let damages: [fn(&Path); 4] = [
+        |path| flip(path, 3),
+        |path| cut(path, 7),
+        |path| cut(path, 0),
+        |path| std::fs::remove_file(path).unwrap(),
+    ];
+    for damage in damages {
+        let dir = tempfile::tempdir().unwrap();
+        let log = open(dir.path());
+        fill(&log, 100);
+        log.delete_before(77).unwrap();
+        log.close().unwrap();
+        let (first, end) = (log.inner.lock().segments[0].base_offset, 77);
+        assert!((1..end).contains(&first));
+        drop(log);
+        damage(&log_start::path(dir.path()));
+        let log = open(dir.path());
+        assert_eq!(log.recovery_damage(), 1);
+        assert_eq!(log.log_start(), first, "as far as files can tell");
+        drop(log);
+        assert_eq!(open(dir.path()).log_start(), first);
+        goes_on_quietly(dir.path());
+    }
+}
+
+/// The end was lost that the log start lies behind. What comes there anew is not deleted.
+#[test]
+fn a_start_beyond_the_end_hides_nothing_that_is_written_later() {
+    let dir = tempfile::tempdir().unwrap();
+    let log = open(dir.path());
+    fill(&log, 3);
+    let end = log.high_watermark();
+    log.delete_before(end).unwrap();
+    drop(log);
+    cut(&log_files(dir.path())[0], 0);
+    let log = open(dir.path());
+    assert_eq!((log.log_start(), log.high_watermark()), (0, 0));
+    fill(&log, 5);
+    drop(log);
+    assert_eq!(open(dir.path()).log_start(), 0);
+}
+
 fn synced_settings() -> LogSettings {
     LogSettings {
         publish_when_synced: true,
@@ -220,6 +357,7 @@ proptest! {
 
         let log = Partition::open(dir.path(), synced_settings()).unwrap();
         prop_assert!(log.high_watermark() >= end);
+        prop_assert_eq!(log.recovery_damage(), 0, "nothing was lost that was on the disk");
         let found = contents(&log);
         prop_assert!(found.len() >= synced.len());
         prop_assert_eq!(&found[..synced.len()], &synced[..]);
@@ -264,5 +402,44 @@ proptest! {
         prop_assert!(unread == 0 || told);
         // One byte costs no more than what lies between two entries of the index, and a batch on either side.
         prop_assert!(unread <= 24 || log.recovery_cut_bytes() > 0, "{unread}");
+    }
+
+    /// A disk may lose the end of a file that was closed in order, between two batches as well, and one of the files
+    /// beside it. The loss is told, and what is left is a prefix.
+    #[test]
+    fn an_end_that_a_disk_lost_is_told(
+        batches in 1usize..60,
+        which: prop::sample::Index,
+        at: prop::sample::Index,
+        between_batches: bool,
+        witness_lost in prop::option::of(any::<bool>()),
+    ) {
+        let dir = tempfile::tempdir().unwrap();
+        let log = open(dir.path());
+        fill(&log, batches);
+        let before = contents(&log);
+        log.close().unwrap();
+        drop(log);
+        let files = log_files(dir.path());
+        let path = &files[which.index(files.len())];
+        match witness_lost {
+            Some(true) => std::fs::remove_file(index::index_path(path)).unwrap(),
+            Some(false) => std::fs::remove_file(producers::snapshot_path(dir.path())).unwrap(),
+            None => {}
+        }
+        let ends = boundaries(path);
+        let size = path.metadata().unwrap().len();
+        cut(path, match between_batches {
+            true => ends[at.index(ends.len() - 1)],
+            false => at.index(size as usize) as u64,
+        });
+
+        let log = open(dir.path());
+        let after = contents(&log);
+        prop_assert!(after.len() < before.len());
+        prop_assert_eq!(&before[..after.len()], &after[..]);
+        prop_assert!(log.recovery_damage() > 0);
+        drop(log);
+        goes_on_quietly(dir.path());
     }
 }

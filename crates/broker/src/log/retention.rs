@@ -24,7 +24,7 @@ impl Partition {
         let log_start = log_start.min(self.high_watermark());
         let before = inner.size();
         if log_start > inner.log_start {
-            super::recovery::save_log_start(&self.dir, log_start)?;
+            super::log_start::save(&self.dir, log_start)?;
         }
         self.move_log_start(&mut inner, log_start);
         Ok(before - inner.size())

@@ -293,13 +293,14 @@ The services use three topics: **analytics-events** (the producer writes, the co
       }),
       stat({
         title: 'Damage',
-        shows: 'Reads since the start that met with bytes which are not what was written, and bytes that the last start set aside because they were damaged.',
+        shows: 'Reads since the start that met with bytes which are not what was written, signs that the last start found of records or files that are missing, and bytes that it set aside because they were damaged.',
         normal: '0.',
         otherwise: 'anything else: the disk loses data. What was set aside lies in `*.damaged` files beside the log.',
         unit: 'short',
         thresholds: ['green', [1, 'red']],
         queries: [
           q(`sum(${sel('log_damaged_reads')})`, 'reads'),
+          q(`sum(${sel('log_recovery_damage')})`, 'signs of loss'),
           q(`sum(${sel('log_recovery_set_aside_bytes')})`, 'bytes set aside'),
         ],
         runbooks: ['LogDamaged'],
