@@ -11,10 +11,13 @@ use streamgauge_analytics::{
     Config,
     checkpoint::{Checkpointed, random_name},
     rebuild::{Bounds, Comparison, Generation, RebuildError, Where},
-    store::{BucketRow, CheckpointWrite, Durability, Slot, SqliteStore, Store, Swapped},
+    store::{
+        BucketRow, CheckpointWrite, Durability, Rebuilt, Shift, Slot, SqliteStore, Store, SumsOf,
+        Swapped,
+    },
     view::{CellValue, ChainRow},
 };
-use streamgauge_chain::delta;
+use streamgauge_chain::{Outcomes, delta};
 
 const BOUNDS: Bounds = Bounds {
     // Less than there are rows, so that pages follow each other.
@@ -220,6 +223,71 @@ async fn a_wrong_figure_is_named_and_mended() {
     }
 }
 
+/// What a store keeps of the rebuild that made a set of rows.
+async fn kept(store: &Arc<dyn Store>, slot: Slot) -> Option<Rebuilt> {
+    let asked = SumsOf {
+        slot,
+        series: &["all"],
+        segments: &[],
+    };
+    store.sums(asked).await.expect("sums").rebuilt
+}
+
+#[tokio::test]
+async fn what_was_judged_otherwise_is_kept_until_the_rows_are_made_anew() {
+    let stores = Stores::new();
+    for open in stores.each().await {
+        let log = log_of(6);
+        let mut live = Instance::start(open(), Config::default()).await;
+        live.follow(0, &log, 6).await;
+        live.checkpoint().await;
+        let store = open();
+        let mut generation = begin(&store).await;
+        let reached = position(&generation.pin(1).await.expect("pinned"));
+        add(&mut generation, &log, 1..reached).await;
+        // All events of the first batch are late now.
+        let mut batch = delta::decode(&log.records[0]).expect("a batch");
+        (batch.series, batch.types, batch.user_pages) = Default::default();
+        batch.outcomes = Some(
+            Outcomes {
+                late: 60,
+                ..Outcomes::default()
+            }
+            .into(),
+        );
+        generation.add(0, &batch).await.expect("added");
+        let positions = BTreeMap::from([(0, reached)]);
+        generation.complete(positions).await.expect("complete");
+        assert_eq!(kept(&store, Slot::Second).await, None, "nothing is served");
+        generation.swap().await.expect("swapped");
+        let shift = Shift {
+            counted: -60,
+            late: 60,
+            ..Shift::default()
+        };
+        let first = Rebuilt {
+            generation: 1,
+            partitions: BTreeMap::from([(0, shift)]),
+        };
+        assert_eq!(kept(&store, Slot::Second).await, Some(first.clone()));
+        // Whoever still shows the rows from before holds them against the chains as they are.
+        assert_eq!(kept(&store, Slot::First).await, None);
+
+        for (n, slot) in [(2, Slot::First), (3, Slot::Second)] {
+            let (generation, _) = rebuilt(&store, &log).await;
+            generation.swap().await.expect("swapped");
+            let equal = Rebuilt {
+                generation: n,
+                partitions: BTreeMap::from([(0, Shift::default())]),
+            };
+            assert_eq!(kept(&store, slot).await, Some(equal));
+            if slot == Slot::First {
+                assert_eq!(kept(&store, Slot::Second).await, Some(first.clone()));
+            }
+        }
+    }
+}
+
 #[tokio::test]
 async fn rows_changed_by_hand_are_found_whichever_way_they_are_wrong() {
     use sqlx::Connection;
@@ -291,9 +359,10 @@ async fn two_rebuilds_at_once_are_refused_and_a_dead_one_is_not_waited_for() {
         );
         assert!(!slots.lock(2, 60_000).await.expect("asked"));
         running::until(|| async { slots.lock(2, 60_000).await.expect("asked") }).await;
+        let nothing = BTreeMap::new();
         assert!(!slots.renew(1, 60_000).await.expect("asked"));
         assert!(!slots.pin(1, &BTreeMap::new()).await.expect("asked"));
-        assert!(!slots.swap(1, Slot::Second).await.expect("asked"));
+        assert!(!slots.swap(1, Slot::Second, &nothing).await.expect("asked"));
         slots.unlock(1).await.expect("nothing of its own");
         assert_eq!(store.served().await.expect("served"), Slot::First);
         live.follow(0, &log, 1).await;

@@ -5,8 +5,8 @@ mod common;
 
 use std::{
     fs,
-    path::PathBuf,
-    process::{Child, Stdio},
+    path::{Path, PathBuf},
+    process::{Child, Command, Stdio},
     sync::{
         Arc,
         atomic::{AtomicBool, AtomicU64, Ordering},
@@ -21,25 +21,42 @@ use streamgauge_analytics::{
     store::{CheckpointWrite, Durability, SqliteStore, Store, Swapped},
     view::CellValue,
 };
+use streamgauge_broker::{Broker, BrokerConfig};
 use streamgauge_tests::process::free_port;
 use tempfile::TempDir;
 
 /// Longest wait for a condition.
 const DEADLINE: Duration = Duration::from_secs(60);
 
+/// Runs a command: its exit code, its document, and what it said beside.
+fn ran(command: &mut Command) -> (i32, Value, String) {
+    let output = command.output().expect("it runs");
+    let code = output.status.code().expect("an exit code");
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    let document = serde_json::from_slice(&output.stdout).unwrap_or(Value::Null);
+    (code, document, said)
+}
+
 impl Up {
     /// A command that talks to it: its exit code and its document.
     fn run(&self, arguments: &[&str]) -> (i32, Value, String) {
-        let output = self.command(arguments).output().expect("it runs");
-        let code = output.status.code().expect("an exit code");
-        let said = String::from_utf8_lossy(&output.stderr).into_owned();
-        let document = serde_json::from_slice(&output.stdout).unwrap_or(Value::Null);
-        (code, document, said)
+        ran(&mut self.command(arguments))
     }
 
     fn rebuild(&self, arguments: &[&str]) -> (i32, Value, String) {
+        self.rebuild_by(&[], arguments)
+    }
+
+    /// As the settings `KEY=VALUE` judge, instead of those that it was started with.
+    fn rebuild_by(&self, settings: &[&str], arguments: &[&str]) -> (i32, Value, String) {
         let data = format!("--data-dir={}", self.data().display());
-        self.run(&[&["rebuild", "--json", &data], arguments].concat())
+        let mut command = self.command(&[&["rebuild", "--json", &data], arguments].concat());
+        for setting in settings {
+            let (key, value) = setting.split_once('=').expect("KEY=VALUE");
+            let name = key.to_ascii_uppercase().replace('.', "__");
+            command.env(format!("STREAMGAUGE_UP_{name}"), value);
+        }
+        ran(&mut command)
     }
 
     #[track_caller]
@@ -99,8 +116,9 @@ async fn until_served(client: &reqwest::Client, http: &str, count: u64) {
     }
 }
 
-/// Adds events that never were to a bucket, as an instance of the service would write them.
-async fn corrupt(up: &Up, count: u64) -> String {
+/// Adds events that never were to the first bucket of a series and a length, as an instance of the service would write
+/// them; returns its key.
+async fn corrupt(up: &Up, series: &str, tier_s: i64, count: u64) -> String {
     let path = up.data().join("analytics.db");
     let store = SqliteStore::new(path, Durability::Normal, 1);
     let slot = store.served().await.expect("served");
@@ -108,10 +126,12 @@ async fn corrupt(up: &Up, count: u64) -> String {
     loop {
         let mut rows = store.slots().snapshot(slot).await.expect("a snapshot");
         let state = rows.state().clone();
-        let page = rows.buckets(None, 10_000).await.expect("a page");
+        let page = rows.buckets(None, 100_000).await.expect("a page");
         drop(rows);
-        let row = page.iter().find(|row| *row.series == *"page_url");
-        let mut row = row.expect("a bucket of a page").clone();
+        let mut wanted = page
+            .iter()
+            .filter(|row| *row.series == *series && row.tier_s == tier_s);
+        let mut row = wanted.next().expect("a bucket").clone();
         row.value = CellValue::default();
         row.value.count = count;
         let key = row.key.to_string();
@@ -160,7 +180,7 @@ async fn a_running_system_is_rebuilt_while_it_counts_and_answers() {
         assert_eq!(partition["ledger"], partition["rebuilt"], "{partition}");
     }
 
-    let key = corrupt(&up, 9).await;
+    let key = corrupt(&up, "page_url", 1, 9).await;
     for (arguments, ending) in [(&["--dry-run"][..], "dry_run"), (&[], "refused")] {
         let (code, found, said) = up.rebuild(arguments);
         assert_eq!(
@@ -234,12 +254,139 @@ async fn a_running_system_is_rebuilt_while_it_counts_and_answers() {
     until_served(&client, http, 5_000).await;
 }
 
+/// The ledger once it covers so many offsets.
+async fn until_covered(client: &reqwest::Client, http: &str, offsets: u64) -> Value {
+    let (url, end) = (
+        format!("http://{http}/v1/ledger?check_store=true"),
+        Instant::now() + DEADLINE,
+    );
+    loop {
+        let answer = client.get(&url).send().await.expect("an answer");
+        let ledger: Value = answer.json().await.expect("JSON");
+        if ledger["total"]["head"] == offsets {
+            return ledger;
+        }
+        assert!(Instant::now() < end, "{ledger}");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
+/// Audits until the rows of this generation are those that answer; every audit on the way must balance.
+fn audited(audit: impl Fn() -> (i32, Value, String), generation: u64) -> Value {
+    let end = Instant::now() + DEADLINE;
+    loop {
+        let (code, found, said) = audit();
+        assert_eq!(
+            (code, &found["balanced"]),
+            (0, &Value::Bool(true)),
+            "{found} {said}"
+        );
+        if found["aggregates"]["rebuilt"]["generation"] == generation {
+            return found;
+        }
+        assert!(Instant::now() < end, "{found}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 3)]
+async fn figures_that_were_judged_otherwise_balance_and_are_told() {
+    let up = Up::start(&[
+        "analytics.store.swap_poll_ms=50",
+        "analytics.checkpoint.interval_ms=200",
+        "consumer.events.accepted_age_hours=1",
+    ]);
+    let http = up.endpoints["analytics"]["http"].as_str().expect("a text");
+    let client = reqwest::Client::new();
+    let sends = |count: &str, seed: &str| {
+        let arguments = [
+            "send-events",
+            "--json",
+            "--span=3h",
+            "--count",
+            count,
+            "--seed",
+            seed,
+        ];
+        let (code, sent, said) = up.run(&arguments);
+        assert_eq!(code, 0, "{sent} {said}");
+    };
+    let audit = || up.run(&["audit", "--json"]);
+    sends("900", "1");
+    let ledger = until_covered(&client, http, 900).await;
+    let late = ledger["total"]["late"].as_i64().expect("a number");
+    assert!(late > 300, "{ledger}");
+    let (code, found, said) = audit();
+    assert_eq!(code, 0, "{found} {said}");
+    assert!(found["aggregates"]["rebuilt"].is_null(), "{found}");
+
+    let longer = ["consumer.events.accepted_age_hours=168"];
+    let (code, found, said) = up.rebuild_by(&longer, &[]);
+    assert_eq!(
+        (code, &found["ending"]),
+        (0, &"swapped".into()),
+        "{found} {said}"
+    );
+    let found = audited(audit, 1);
+    let shift = &found["aggregates"]["rebuilt"];
+    assert_eq!(
+        (&shift["counted"], &shift["late"]),
+        (&late.into(), &(-late).into()),
+        "{found}"
+    );
+    // What comes afterwards is judged by the system alone, and the rows take it in as the chains do.
+    sends("300", "2");
+    let ledger = until_covered(&client, http, 1_200).await;
+    assert_eq!(ledger["balanced"], true, "{ledger}");
+    let line = format!("rebuilt: {late} counted more, {late} late less, since generation 1");
+    let remarks = ledger["remarks"].as_array().expect("a list");
+    assert!(remarks.contains(&line.clone().into()), "{ledger}");
+    assert_eq!(audited(audit, 1)["aggregates"]["rebuilt"], *shift);
+    let output = up.command(&["audit"]).output().expect("it runs");
+    let text = String::from_utf8_lossy(&output.stdout);
+    assert!(text.lines().any(|said| said == line), "{text}");
+
+    // Whoever damages the rows afterwards is found out all the same.
+    corrupt(&up, "all", 86_400, 5).await;
+    let end = Instant::now() + DEADLINE;
+    let found = loop {
+        let (code, found, _) = audit();
+        if code == 1 {
+            break found;
+        }
+        assert!(Instant::now() < end, "{found}");
+    };
+    let named = &found["breaks"][0];
+    assert_eq!(
+        (&named["what"], &named["by"]),
+        (&"aggregates".into(), &5.into()),
+        "{found}"
+    );
+    // Judged as the system does, nothing is left of it.
+    let (code, found, said) =
+        up.rebuild_by(&["consumer.events.accepted_age_hours=1"], &["--accept"]);
+    assert_eq!(
+        (code, &found["ending"]),
+        (0, &"swapped".into()),
+        "{found} {said}"
+    );
+    let end = Instant::now() + DEADLINE;
+    while audit().1["aggregates"]["rebuilt"]["generation"] != 2 {
+        assert!(Instant::now() < end);
+    }
+    let found = audited(audit, 2);
+    assert_eq!(found["aggregates"]["rebuilt"]["counted"], 0, "{found}");
+    let output = up.command(&["audit"]).output().expect("it runs");
+    let text = String::from_utf8_lossy(&output.stdout);
+    assert!(!text.contains("rebuilt:"), "{text}");
+}
+
 /// The services of a system as processes of their own, on a log whose source keeps little.
 struct Apart {
     services: Vec<Child>,
     folder: TempDir,
     producer: String,
     analytics: String,
+    analytics_grpc: String,
     brokers: String,
 }
 
@@ -255,6 +402,7 @@ impl Apart {
             folder,
             producer: format!("127.0.0.1:{}", free_port()),
             analytics: format!("127.0.0.1:{}", free_port()),
+            analytics_grpc: format!("127.0.0.1:{}", free_port()),
             brokers,
         };
         let analytics = format!(
@@ -264,11 +412,14 @@ impl Apart {
         fs::write(apart.path("consumer.toml"), CONSUMER).expect("written");
         fs::write(apart.path("analytics.toml"), analytics).expect("written");
         let (producer, http) = (apart.producer.clone(), apart.analytics.clone());
-        apart.service("producer", &producer, &["--set", "topics.partitions=2"]);
+        let anywhere = "127.0.0.1:0";
+        let grpc = apart.analytics_grpc.clone();
+        let partitions = ["--set", "topics.partitions=2"];
+        apart.service("producer", [&producer, anywhere], &partitions);
         let consumer = apart.path("consumer.toml").display().to_string();
-        apart.service("consumer", "127.0.0.1:0", &["--config", &consumer]);
+        apart.service("consumer", [anywhere; 2], &["--config", &consumer]);
         let analytics = apart.path("analytics.toml").display().to_string();
-        apart.service("analytics", &http, &["--config", &analytics]);
+        apart.service("analytics", [&http, &grpc], &["--config", &analytics]);
         apart
     }
 
@@ -276,14 +427,14 @@ impl Apart {
         self.folder.path().join(name)
     }
 
-    fn service(&mut self, name: &str, http: &str, arguments: &[&str]) {
+    fn service(&mut self, name: &str, [http, grpc]: [&str; 2], arguments: &[&str]) {
         let notes = fs::File::create(self.path(&format!("{name}.log"))).expect("a file");
         let set = |key: &str, value: &str| format!("{key}={value}");
         let child = binary(self.folder.path())
             .arg(name)
             .args(["--set", &set("kafka.brokers", &self.brokers)])
             .args(["--set", &set("http.listen", http)])
-            .args(["--set", "grpc.listen=127.0.0.1:0"])
+            .args(["--set", &set("grpc.listen", grpc)])
             .args(arguments)
             .stdout(Stdio::null())
             .stderr(notes)
@@ -293,14 +444,7 @@ impl Apart {
     }
 
     fn run(&self, arguments: &[&str]) -> (i32, Value, String) {
-        let output = binary(self.folder.path())
-            .args(arguments)
-            .output()
-            .expect("it runs");
-        let code = output.status.code().expect("an exit code");
-        let said = String::from_utf8_lossy(&output.stderr).into_owned();
-        let document = serde_json::from_slice(&output.stdout).unwrap_or(Value::Null);
-        (code, document, said)
+        ran(binary(self.folder.path()).args(arguments))
     }
 
     fn rebuild(&self, arguments: &[&str]) -> (i32, Value, String) {
@@ -368,25 +512,33 @@ impl Drop for Apart {
     }
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 3)]
-async fn what_the_source_has_lost_is_taken_from_the_batches_that_counted_it() {
-    let log = tempfile::tempdir().expect("a folder");
-    let broker = streamgauge_broker::Broker::start(streamgauge_broker::BrokerConfig {
-        data_dir: log.path().join("log"),
+/// A log that keeps little of these topics.
+async fn forgetful(folder: &Path, topics: &[&str]) -> Broker {
+    let broker = Broker::start(BrokerConfig {
+        data_dir: folder.join("log"),
         listen: ([127, 0, 0, 1], 0).into(),
         ..Default::default()
     })
     .await
     .expect("a broker");
-    let little = [("segment.bytes", "16384"), ("retention.bytes", "65536")];
-    let little = little.map(|(key, value)| (String::from(key), String::from(value)));
-    broker
-        .create_topic_with("analytics-events", 2, little.into())
-        .await
-        .expect("a topic");
-    for topic in ["metrics-data", "analytics-events.dlq"] {
-        broker.create_topic(topic, 2).await.expect("a topic");
+    for topic in ["analytics-events", "metrics-data", "analytics-events.dlq"] {
+        let little: &[_] = match topics.contains(&topic) {
+            true => &[("segment.bytes", "16384"), ("retention.bytes", "65536")],
+            false => &[],
+        };
+        let settings = little
+            .iter()
+            .map(|(key, value)| (String::from(*key), String::from(*value)));
+        let created = broker.create_topic_with(topic, 2, settings.collect()).await;
+        created.expect("a topic");
     }
+    broker
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 3)]
+async fn what_the_source_has_lost_is_taken_from_the_batches_that_counted_it() {
+    let log = tempfile::tempdir().expect("a folder");
+    let broker = forgetful(log.path(), &["analytics-events"]).await;
     let apart = Apart::start(broker.bootstrap());
     let client = reqwest::Client::new();
     apart.until_ready(&client).await;
@@ -399,23 +551,7 @@ async fn what_the_source_has_lost_is_taken_from_the_batches_that_counted_it() {
         // What is left of the source must hold more log time than the horizon.
         tokio::time::sleep(Duration::from_millis(500)).await;
     }
-    let url = format!("http://{}/v1/ledger", apart.analytics);
-    let end = Instant::now() + DEADLINE;
-    loop {
-        let ledger: Value = client
-            .get(&url)
-            .send()
-            .await
-            .expect("asked")
-            .json()
-            .await
-            .expect("JSON");
-        if ledger["total"]["head"] == sent {
-            break;
-        }
-        assert!(Instant::now() < end, "{ledger}");
-        tokio::time::sleep(Duration::from_millis(50)).await;
-    }
+    until_covered(&client, &apart.analytics, sent).await;
     broker.enforce_retention().await.expect("enforced");
 
     let (code, found, said) = apart.rebuild(&["--dry-run"]);
@@ -447,6 +583,60 @@ async fn what_the_source_has_lost_is_taken_from_the_batches_that_counted_it() {
     while apart.rebuild(&["--dry-run"]).0 != 0 {
         assert!(Instant::now() < end);
     }
+    drop(apart);
+    broker.shutdown(Duration::from_secs(5)).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 3)]
+async fn what_neither_topic_holds_is_left_out_where_that_is_accepted_and_the_books_balance() {
+    let log = tempfile::tempdir().expect("a folder");
+    let broker = forgetful(log.path(), &["analytics-events", "metrics-data"]).await;
+    let apart = Apart::start(broker.bootstrap());
+    let client = reqwest::Client::new();
+    apart.until_ready(&client).await;
+    let mut sent = 0;
+    for seed in 0..8 {
+        apart.sends(800, seed);
+        sent += 800;
+        until_covered(&client, &apart.analytics, sent).await;
+    }
+    broker.enforce_retention().await.expect("enforced");
+
+    let (code, found, said) = apart.rebuild(&["--accept"]);
+    assert_eq!(code, 2, "{found} {said}");
+    assert!(said.contains("--from-truncated"), "{said}");
+    let (code, found, said) = apart.rebuild(&["--from-truncated"]);
+    assert_eq!(
+        (code, &found["ending"]),
+        (1, &"refused".into()),
+        "{found} {said}"
+    );
+    let (code, found, said) = apart.rebuild(&["--from-truncated", "--accept"]);
+    assert_eq!(
+        (code, &found["ending"]),
+        (0, &"swapped".into()),
+        "{found} {said}"
+    );
+    let brokers = format!("--brokers={}", apart.brokers);
+    let grpc = format!("--analytics-grpc={}", apart.analytics_grpc);
+    let audit = || apart.run(&["audit", "--json", "--no-producers", &brokers, &grpc]);
+    let told = audited(audit, 1);
+    let shift = |name: &str| {
+        told["aggregates"]["rebuilt"][name]
+            .as_i64()
+            .expect("a number")
+    };
+    let total = |of: &str| {
+        let partitions = found["partitions"].as_array().expect("partitions");
+        let counted = partitions.iter().map(|one| one[of]["counted"].as_i64());
+        counted.map(|one| one.expect("a number")).sum::<i64>()
+    };
+    assert!(shift("counted") < -1_000, "{told}");
+    assert_eq!(
+        shift("counted"),
+        total("rebuilt") - total("ledger"),
+        "{told}"
+    );
     drop(apart);
     broker.shutdown(Duration::from_secs(5)).await;
 }

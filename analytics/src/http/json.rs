@@ -325,6 +325,27 @@ pub struct StoreCheck {
     #[serde(skip_serializing_if = "Option::is_none")]
     whole: Option<StoreWhole>,
     pairs: Vec<StorePair>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    rebuilt: Option<StoreRebuilt>,
+}
+
+/// [`v1::StoreRebuilt`].
+#[derive(Debug, Serialize)]
+pub struct StoreRebuilt {
+    generation: u64,
+    partitions: Vec<RebuiltPartition>,
+}
+
+/// [`v1::RebuiltPartition`].
+#[derive(Debug, Serialize)]
+pub struct RebuiltPartition {
+    partition: i32,
+    counted: i64,
+    duplicate: i64,
+    late: i64,
+    dead_lettered: i64,
+    missing: i64,
+    no_record: i64,
 }
 
 /// [`v1::StoreWhole`].
@@ -357,6 +378,24 @@ impl From<v1::LedgerBreak> for LedgerBreak {
     }
 }
 
+impl From<v1::StoreRebuilt> for StoreRebuilt {
+    fn from(rebuilt: v1::StoreRebuilt) -> Self {
+        let part = |part: v1::RebuiltPartition| RebuiltPartition {
+            partition: part.partition,
+            counted: part.counted,
+            duplicate: part.duplicate,
+            late: part.late,
+            dead_lettered: part.dead_lettered,
+            missing: part.missing,
+            no_record: part.no_record,
+        };
+        Self {
+            generation: rebuilt.generation,
+            partitions: rebuilt.partitions.into_iter().map(part).collect(),
+        }
+    }
+}
+
 impl From<v1::StoreCheck> for StoreCheck {
     fn from(check: v1::StoreCheck) -> Self {
         let pair = |pair: v1::StorePair| StorePair {
@@ -376,6 +415,7 @@ impl From<v1::StoreCheck> for StoreCheck {
                 complete: whole.complete,
             }),
             pairs: check.pairs.into_iter().map(pair).collect(),
+            rebuilt: check.rebuilt.map(StoreRebuilt::from),
         }
     }
 }

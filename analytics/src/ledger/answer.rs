@@ -1,6 +1,6 @@
 //! The answer: the lines, the equation, what does not add up, and what was not compared.
 
-use streamgauge_audit::{Break, PartitionFacts, StoreSums, Terms, whole};
+use streamgauge_audit::{Break, PartitionFacts, Rebuilt, StoreSums, Terms, whole};
 use streamgauge_proto::v1;
 
 use super::{
@@ -77,7 +77,7 @@ fn remarks(view: &View, known: &[PartitionFacts], check: Option<&Check>) -> Vec<
     ));
     match check {
         None => remarks.push(String::from("the store's rows were not read back yet")),
-        Some(check) => remarks.extend(check.remark()),
+        Some(check) => remarks.extend(check.remarks()),
     }
     remarks
 }
@@ -112,6 +112,24 @@ fn store_check(check: &Check) -> v1::StoreCheck {
             complete: whole.is_complete,
         }),
         pairs: sums.pairs.iter().map(pair).collect(),
+        rebuilt: sums.rebuilt.as_ref().map(store_rebuilt),
+    }
+}
+
+fn store_rebuilt(rebuilt: &Rebuilt) -> v1::StoreRebuilt {
+    let parts = rebuilt.partitions.iter();
+    let parts = parts.map(|(partition, shift)| v1::RebuiltPartition {
+        partition: *partition,
+        counted: shift.counted,
+        duplicate: shift.duplicate,
+        late: shift.late,
+        dead_lettered: shift.dead_lettered,
+        missing: shift.missing,
+        no_record: shift.no_record,
+    });
+    v1::StoreRebuilt {
+        generation: rebuilt.generation,
+        partitions: parts.collect(),
     }
 }
 

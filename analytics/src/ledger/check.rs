@@ -51,9 +51,14 @@ impl Check {
     }
 
     /// What is to be said of it.
-    pub fn remark(&self) -> Option<String> {
-        self.left_out
-            .map(|reason| format!("the store's rows were not added up: {reason}"))
+    pub fn remarks(&self) -> Vec<String> {
+        let left_out = self.left_out;
+        let left_out =
+            left_out.map(|reason| format!("the store's rows were not added up: {reason}"));
+        let rebuilt = self.sums.as_ref().and_then(|sums| sums.rebuilt.as_ref());
+        let rebuilt = rebuilt.filter(|rebuilt| rebuilt.is_different());
+        let rebuilt = rebuilt.map(ToString::to_string);
+        left_out.into_iter().chain(rebuilt).collect()
     }
 }
 
@@ -311,6 +316,7 @@ impl Plan {
         }
         Ok(StoreSums {
             counted: counted.sum(),
+            rebuilt: sums.rebuilt.clone(),
             whole: Some(whole),
             pairs,
         })

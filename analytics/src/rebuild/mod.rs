@@ -8,7 +8,8 @@
 //! 2. [`Generation::add`] fills them, as a checkpoint does, by the same code.
 //! 3. [`Generation::pin`] keeps the deltas that the new rows will lack, and tells the heads to fill up to.
 //! 4. [`Generation::compare`] adds both sets of rows up to the same position and tells where they differ.
-//! 5. [`Generation::swap`] moves the number that says which rows are served.
+//! 5. [`Generation::swap`] moves the number that says which rows are served, and keeps what they hold otherwise than the
+//!    chains say.
 //!
 //! Until the last step nothing that is served has changed; a rebuild that dies leaves rows that nobody reads, a lock that
 //! expires, and pins that no longer count.
@@ -19,6 +20,7 @@ mod sink;
 
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
+use streamgauge_chain::{Outcomes, delta};
 use streamgauge_lifecycle::SharedClock;
 use streamgauge_proto::v1::DeltaBatch;
 use tokio::task::JoinHandle;
@@ -32,7 +34,7 @@ use crate::{
     checkpoint::random_name,
     config::Config,
     retention,
-    store::{Slot, Store, StoreError},
+    store::{Shift, Slot, Store, StoreError},
     view::ChainRow,
 };
 
@@ -63,6 +65,10 @@ pub struct Generation {
     owner: i64,
     served: Slot,
     sink: Sink,
+    /// How the events of the batches ended that were added, per partition.
+    judged: BTreeMap<i32, Outcomes>,
+    /// The chains that the new rows are filled up to.
+    pinned: Vec<ChainRow>,
     renewing: JoinHandle<()>,
 }
 
@@ -107,6 +113,8 @@ impl Generation {
             owner,
             served,
             sink,
+            judged: BTreeMap::new(),
+            pinned: Vec::new(),
             renewing,
         })
     }
@@ -125,7 +133,9 @@ impl Generation {
     /// When the store fails, or another rebuild has these rows.
     pub async fn add(&mut self, partition: i32, batch: &DeltaBatch) -> Result<(), RebuildError> {
         let floors = retention::kept_from(&self.config.retention, self.now_s());
-        self.sink.add(partition, batch, &floors).await
+        self.sink.add(partition, batch, &floors).await?;
+        *self.judged.entry(partition).or_default() += delta::outcomes(batch);
+        Ok(())
     }
 
     /// From now on no delta is deleted that the new rows may lack; the chains stand where they are told to stand, or
@@ -141,7 +151,8 @@ impl Generation {
             return Err(RebuildError::LockLost);
         }
         // Read only now: whoever deletes what lies beyond has seen the pins.
-        self.chains().await
+        self.pinned = self.chains().await?;
+        Ok(self.pinned.clone())
     }
 
     /// Writes what is left, and tells the rows how far they reach.
@@ -180,7 +191,7 @@ impl Generation {
         let swapped = self
             .store
             .slots()
-            .swap(self.owner, self.served.other())
+            .swap(self.owner, self.served.other(), &self.shifts())
             .await;
         self.renewing.abort();
         match swapped {
@@ -207,6 +218,18 @@ impl Generation {
             .await;
         self.store.slots().unlock(self.owner).await?;
         Ok(wiped?)
+    }
+
+    /// What the new rows hold otherwise than the chains say. What the chains take in from where they were pinned on, the
+    /// rows take in as well: so it stays as it is for as long as these rows are served.
+    fn shifts(&self) -> BTreeMap<i32, Shift> {
+        let shift = |row: &ChainRow| {
+            let again = self.judged.get(&row.partition).copied();
+            let then = row.ledger.outcomes();
+            let shift = Shift::between(&then, &again.unwrap_or_default());
+            (row.partition, shift)
+        };
+        self.pinned.iter().map(shift).collect()
     }
 
     fn now_s(&self) -> i64 {

@@ -22,6 +22,7 @@ pub use observed::Observed;
 pub use postgres::PostgresStore;
 pub use slots::{Slot, Slots, Snapshot};
 pub use sqlite::{Durability, SqliteStore};
+pub use streamgauge_audit::{Rebuilt, Shift};
 
 use crate::{
     config::StoreConfig,
@@ -297,6 +298,8 @@ pub struct Sums {
     pub positions: BTreeMap<i32, i64>,
     /// Events, in the order of the segments.
     pub events: Vec<u64>,
+    /// The rebuild that made the rows, if one did.
+    pub rebuilt: Option<Rebuilt>,
 }
 
 /// One user's pages.

@@ -503,10 +503,15 @@ impl PostgresStore {
             }
             events.push(of_segment);
         }
+        let rebuilt = query("SELECT * FROM rebuilt WHERE slot = $1")
+            .bind(slot.number())
+            .fetch_all(&mut *snapshot)
+            .await?;
         Ok(Sums {
             generation,
             positions: positions.into_iter().collect(),
             events,
+            rebuilt: rows::rebuilt(&rebuilt)?,
         })
     }
 

@@ -6,7 +6,8 @@ use futures::FutureExt;
 use sqlx::{AssertSqlSafe, PgConnection, Postgres, Transaction, query, query_scalar};
 
 use super::{
-    BucketRow, CheckpointState, PostgresStore, Slot, Slots, Snapshot, StoreError, StoreFuture,
+    BucketRow, CheckpointState, PostgresStore, Shift, Slot, Slots, Snapshot, StoreError,
+    StoreFuture,
     postgres::{SNAPSHOT, existing, state, text},
     rows,
 };
@@ -39,6 +40,31 @@ async fn holds(connection: &mut PgConnection, owner: i64) -> Result<bool, sqlx::
     .fetch_optional(connection)
     .await?;
     Ok(held.is_some())
+}
+
+/// Replaces what was kept of these rows.
+async fn write_shifts(
+    connection: &mut PgConnection,
+    slot: Slot,
+    generation: i64,
+    shifts: &BTreeMap<i32, Shift>,
+) -> Result<(), sqlx::Error> {
+    query("DELETE FROM rebuilt WHERE slot = $1")
+        .bind(slot.number())
+        .execute(&mut *connection)
+        .await?;
+    for (partition, shift) in shifts {
+        let mut statement =
+            query("INSERT INTO rebuilt VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9)")
+                .bind(slot.number())
+                .bind(partition)
+                .bind(generation);
+        for value in rows::shift_values(shift) {
+            statement = statement.bind(value);
+        }
+        statement.execute(&mut *connection).await?;
+    }
+    Ok(())
 }
 
 impl PostgresStore {
@@ -122,16 +148,24 @@ impl PostgresStore {
         transaction.commit().await
     }
 
-    async fn move_served(&self, owner: i64, to: Slot) -> Result<bool, sqlx::Error> {
+    async fn move_served(
+        &self,
+        owner: i64,
+        to: Slot,
+        shifts: &BTreeMap<i32, Shift>,
+    ) -> Result<bool, sqlx::Error> {
         let mut transaction = self.writer.begin().await?;
         if !holds(&mut transaction, owner).await? {
             return Ok(false);
         }
         // Waits for whoever deletes deltas on behalf of the rows that are served.
-        query("UPDATE served SET slot = $1")
-            .bind(to.number())
-            .execute(&mut *transaction)
-            .await?;
+        let generation = query_scalar(
+            "UPDATE served SET slot = $1, generation = generation + 1 RETURNING generation",
+        )
+        .bind(to.number())
+        .fetch_one(&mut *transaction)
+        .await?;
+        write_shifts(&mut transaction, to, generation, shifts).await?;
         for statement in ["DELETE FROM delta_pin", "DELETE FROM rebuild_lock"] {
             query(statement).execute(&mut *transaction).await?;
         }
@@ -177,8 +211,13 @@ impl Slots for PostgresStore {
         async { wipe.await.map_err(StoreError::of("empty rows")) }.boxed()
     }
 
-    fn swap(&self, owner: i64, to: Slot) -> StoreFuture<'_, bool> {
-        let swap = self.move_served(owner, to);
+    fn swap<'a>(
+        &'a self,
+        owner: i64,
+        to: Slot,
+        shifts: &'a BTreeMap<i32, Shift>,
+    ) -> StoreFuture<'a, bool> {
+        let swap = self.move_served(owner, to, shifts);
         async { swap.await.map_err(StoreError::of("swap the rows")) }.boxed()
     }
 

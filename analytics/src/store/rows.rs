@@ -1,12 +1,15 @@
 //! What both databases share: how rows become values, and how additions join what is there.
 
-use std::{collections::HashMap, sync::Arc};
+use std::{
+    collections::{BTreeMap, HashMap},
+    sync::Arc,
+};
 
 use bytes::Bytes;
 use sqlx::{ColumnIndex, Database, Decode, Row, Type};
 use streamgauge_chain::{Ledger, Outcomes};
 
-use super::BucketRow;
+use super::{BucketRow, Rebuilt, Shift};
 use crate::view::{CellValue, ChainRow, Parts, UserPage, UserPageKey};
 
 /// The numbers of a chain row after the partition, in the order of the table's columns.
@@ -30,6 +33,47 @@ pub(super) fn chain_values(row: &ChainRow) -> [i64; 16] {
         stored(row.holes),
         row.hole_at,
     ]
+}
+
+/// The numbers of a shift's row after slot, partition and generation, in the order of the table's columns.
+pub(super) const fn shift_values(shift: &Shift) -> [i64; 6] {
+    [
+        shift.counted,
+        shift.duplicate,
+        shift.late,
+        shift.dead_lettered,
+        shift.missing,
+        shift.no_record,
+    ]
+}
+
+/// Reads the shifts of one set of rows; none where no rebuild made them.
+pub(super) fn rebuilt<'r, R>(rows: &'r [R]) -> Result<Option<Rebuilt>, sqlx::Error>
+where
+    R: Row,
+    &'static str: ColumnIndex<R>,
+    i32: Decode<'r, R::Database> + Type<R::Database>,
+    i64: Decode<'r, R::Database> + Type<R::Database>,
+{
+    let mut generation = 0;
+    let mut partitions = BTreeMap::new();
+    for row in rows {
+        let number = |name: &'static str| row.try_get::<i64, _>(name);
+        generation = number("generation")?.max(0) as u64;
+        let shift = Shift {
+            counted: number("counted")?,
+            duplicate: number("duplicate")?,
+            late: number("late")?,
+            dead_lettered: number("dead_lettered")?,
+            missing: number("missing")?,
+            no_record: number("no_record")?,
+        };
+        partitions.insert(row.try_get("partition")?, shift);
+    }
+    Ok((generation > 0).then_some(Rebuilt {
+        generation,
+        partitions,
+    }))
 }
 
 /// Databases have no unsigned numbers. Counts stay far below the bound.

@@ -19,6 +19,7 @@ pub(super) fn sqlite_deltas() -> Migrator {
         (2, "gap", include_str!("migrations/sqlite_deltas_2.sql")),
         (3, "slots", include_str!("migrations/sqlite_deltas_3.sql")),
         (4, "holes", include_str!("migrations/sqlite_deltas_4.sql")),
+        (5, "rebuilt", include_str!("migrations/sqlite_deltas_5.sql")),
     ])
 }
 
@@ -29,6 +30,7 @@ pub(super) fn postgres() -> Migrator {
         (2, "gap", include_str!("migrations/postgres_2.sql")),
         (3, "slots", include_str!("migrations/postgres_3.sql")),
         (4, "holes", include_str!("migrations/postgres_4.sql")),
+        (5, "rebuilt", include_str!("migrations/postgres_5.sql")),
     ])
 }
 

@@ -6,7 +6,7 @@
 
 use std::collections::BTreeMap;
 
-use super::{BucketRow, CheckpointState, StoreFuture};
+use super::{BucketRow, CheckpointState, Shift, StoreFuture};
 use crate::view::UserPage;
 
 /// One of the two sets of rows.
@@ -63,8 +63,14 @@ pub trait Slots: Send + Sync {
     /// Empties rows that are not served, and names their checkpoint.
     fn wipe(&self, slot: Slot, name: i64) -> StoreFuture<'_, ()>;
 
-    /// Serves these rows from now on and gives the lock back; `false` when the lock was lost, and nothing was changed.
-    fn swap(&self, owner: i64, to: Slot) -> StoreFuture<'_, bool>;
+    /// Serves these rows from now on, keeps what they hold otherwise than the chains say, and gives the lock back; `false`
+    /// when the lock was lost, and nothing was changed.
+    fn swap<'a>(
+        &'a self,
+        owner: i64,
+        to: Slot,
+        shifts: &'a BTreeMap<i32, Shift>,
+    ) -> StoreFuture<'a, bool>;
 
     /// All rows of a set as they are at one moment.
     fn snapshot(&self, slot: Slot) -> StoreFuture<'_, Box<dyn Snapshot>>;

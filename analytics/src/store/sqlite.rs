@@ -510,10 +510,16 @@ impl SqliteStore {
             }
             events.push(of_segment);
         }
+        // In a file of its own; only a swap changes it, and never that of rows that are served.
+        let rebuilt = query("SELECT * FROM rebuilt WHERE slot = $1")
+            .bind(asked.slot.number())
+            .fetch_all(&self.deltas_reader)
+            .await?;
         Ok(Sums {
             generation,
             positions: positions.into_iter().collect(),
             events,
+            rebuilt: rows::rebuilt(&rebuilt)?,
         })
     }
 

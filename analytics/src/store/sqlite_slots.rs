@@ -4,10 +4,11 @@
 use std::collections::BTreeMap;
 
 use futures::FutureExt;
-use sqlx::{Sqlite, Transaction, query, query_scalar};
+use sqlx::{Sqlite, SqliteConnection, Transaction, query, query_scalar};
 
 use super::{
-    BucketRow, CheckpointState, Slot, Slots, Snapshot, SqliteStore, StoreError, StoreFuture, rows,
+    BucketRow, CheckpointState, Shift, Slot, Slots, Snapshot, SqliteStore, StoreError, StoreFuture,
+    rows,
     sqlite::{begin, existing, state},
 };
 use crate::view::{UserPage, UserPageKey};
@@ -105,7 +106,12 @@ impl SqliteStore {
         transaction.commit().await
     }
 
-    async fn move_served(&self, owner: i64, to: Slot) -> Result<bool, sqlx::Error> {
+    async fn move_served(
+        &self,
+        owner: i64,
+        to: Slot,
+        shifts: &BTreeMap<i32, Shift>,
+    ) -> Result<bool, sqlx::Error> {
         // What is served must survive whatever the number that says so survives.
         query("PRAGMA wal_checkpoint(FULL)")
             .fetch_all(&self.rows(to).writer)
@@ -114,10 +120,13 @@ impl SqliteStore {
         if !holds(&mut transaction, owner).await? {
             return Ok(false);
         }
-        query("UPDATE served SET slot = $1")
-            .bind(to.number())
-            .execute(&mut *transaction)
-            .await?;
+        let generation = query_scalar(
+            "UPDATE served SET slot = $1, generation = generation + 1 RETURNING generation",
+        )
+        .bind(to.number())
+        .fetch_one(&mut *transaction)
+        .await?;
+        write_shifts(&mut transaction, to, generation, shifts).await?;
         for sql in ["DELETE FROM delta_pin", "DELETE FROM rebuild_lock"] {
             query(sql).execute(&mut *transaction).await?;
         }
@@ -131,6 +140,31 @@ impl SqliteStore {
         let state = state(&mut transaction).await?;
         Ok(SqliteSnapshot { transaction, state })
     }
+}
+
+/// Replaces what was kept of these rows.
+async fn write_shifts(
+    connection: &mut SqliteConnection,
+    slot: Slot,
+    generation: i64,
+    shifts: &BTreeMap<i32, Shift>,
+) -> Result<(), sqlx::Error> {
+    query("DELETE FROM rebuilt WHERE slot = $1")
+        .bind(slot.number())
+        .execute(&mut *connection)
+        .await?;
+    for (partition, shift) in shifts {
+        let mut statement =
+            query("INSERT INTO rebuilt VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9)")
+                .bind(slot.number())
+                .bind(partition)
+                .bind(generation);
+        for value in rows::shift_values(shift) {
+            statement = statement.bind(value);
+        }
+        statement.execute(&mut *connection).await?;
+    }
+    Ok(())
 }
 
 async fn holds(
@@ -172,8 +206,13 @@ impl Slots for SqliteStore {
         async { wipe.await.map_err(StoreError::of("empty rows")) }.boxed()
     }
 
-    fn swap(&self, owner: i64, to: Slot) -> StoreFuture<'_, bool> {
-        let swap = self.move_served(owner, to);
+    fn swap<'a>(
+        &'a self,
+        owner: i64,
+        to: Slot,
+        shifts: &'a BTreeMap<i32, Shift>,
+    ) -> StoreFuture<'a, bool> {
+        let swap = self.move_served(owner, to, shifts);
         async { swap.await.map_err(StoreError::of("swap the rows")) }.boxed()
     }
 

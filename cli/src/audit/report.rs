@@ -2,7 +2,7 @@
 
 use std::io;
 
-use streamgauge_audit::{Break, PartitionFacts, StoreSums, Terms};
+use streamgauge_audit::{Break, PartitionFacts, Rebuilt, StoreSums, Terms};
 
 use super::{
     range::{RangeLine, TimeRange},
@@ -49,6 +49,11 @@ impl Report {
             Store::Answered { sums, .. } => sums.as_ref(),
             Store::Silent(_) | Store::LeftOut => None,
         }
+    }
+
+    /// The rebuild that made the store's rows.
+    pub fn rebuilt(&self) -> Option<&Rebuilt> {
+        self.sums().and_then(|sums| sums.rebuilt.as_ref())
     }
 
     /// The terms over all partitions.
@@ -104,6 +109,9 @@ impl Report {
         output.line(self.total().to_string())?;
         self.print_range(output)?;
         self.print_producers(output)?;
+        if let Some(rebuilt) = self.rebuilt().filter(|rebuilt| rebuilt.is_different()) {
+            output.line(rebuilt.to_string())?;
+        }
         let breaks = self.breaks();
         if breaks.is_empty() {
             let paint = match self.store_not_compared() {

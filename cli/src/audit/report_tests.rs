@@ -1,5 +1,7 @@
+use std::collections::BTreeMap;
+
 use prost::Message;
-use streamgauge_audit::{Acknowledged, Fold, ProducerFacts, Whole};
+use streamgauge_audit::{Acknowledged, Fold, ProducerFacts, Shift, Whole};
 use streamgauge_chain::Outcomes;
 use streamgauge_proto::v1::{DeltaBatch, PartitionLedger, TypeCount};
 
@@ -54,6 +56,7 @@ pub fn report() -> Report {
                 rows: vec![store],
                 sums: Some(StoreSums {
                     counted: 990,
+                    rebuilt: None,
                     whole: Some(Whole {
                         tier_s: 86_400,
                         events: 990,
@@ -164,6 +167,41 @@ fn rows_that_are_not_what_was_counted_are_told() {
         (&"aggregates".into(), &5.into())
     );
     assert!(found["partition"].is_null());
+}
+
+#[test]
+fn what_a_rebuild_counted_otherwise_is_told_and_balances() {
+    let mut report = report();
+    let shift = Shift {
+        counted: 2,
+        late: -2,
+        ..Shift::default()
+    };
+    if let Store::Answered { sums, .. } = &mut report.said.store {
+        let sums = sums.as_mut().expect("given");
+        sums.rebuilt = Some(Rebuilt {
+            generation: 3,
+            partitions: BTreeMap::from([(0, shift)]),
+        });
+    }
+    assert_eq!(report.exit(), Exit::No, "the rows do not hold them");
+    if let Store::Answered { sums, .. } = &mut report.said.store {
+        let whole = sums.as_mut().expect("given").whole.as_mut();
+        whole.expect("given").events = 992;
+    }
+    assert_eq!(report.exit(), Exit::Ok);
+    let text = print(&report, false);
+    let line = "\nrebuilt: 2 counted more, 2 late less, since generation 3\nbalanced\n";
+    assert!(text.contains(line), "{text}");
+    let found = &json(&report)["aggregates"]["rebuilt"];
+    let part = serde_json::json!({
+        "partition": 0, "counted": 2, "duplicate": 0, "late": -2, "dead_lettered": 0, "missing": 0, "no_record": 0,
+    });
+    assert_eq!(
+        (&found["generation"], &found["late"]),
+        (&3.into(), &(-2).into())
+    );
+    assert_eq!(found["partitions"], serde_json::json!([part]));
 }
 
 #[test]

@@ -2,10 +2,10 @@
 
 use std::time::Duration;
 
-use streamgauge_audit::{Acknowledged, Pair, ProducerFacts, StoreSums, Whole};
+use streamgauge_audit::{Acknowledged, Pair, ProducerFacts, Rebuilt, Shift, StoreSums, Whole};
 use streamgauge_proto::v1::{
     LedgerRequest, LedgerResponse, PartitionLedger, ProducerLedgerRequest, ProducerLedgerResponse,
-    producer_ledger_client::ProducerLedgerClient,
+    StoreRebuilt, producer_ledger_client::ProducerLedgerClient,
 };
 
 use crate::{
@@ -131,6 +131,7 @@ fn answered(answer: LedgerResponse) -> Store {
     };
     let sums = whole.map(|whole| StoreSums {
         counted: check.counted,
+        rebuilt: check.rebuilt.map(rebuilt),
         whole: Some(whole),
         pairs: check.pairs.into_iter().map(pair).collect(),
     });
@@ -138,6 +139,24 @@ fn answered(answer: LedgerResponse) -> Store {
         rows: check.rows,
         sums,
         remarks: answer.remarks,
+    }
+}
+
+fn rebuilt(told: StoreRebuilt) -> Rebuilt {
+    let parts = told.partitions.into_iter().map(|part| {
+        let shift = Shift {
+            counted: part.counted,
+            duplicate: part.duplicate,
+            late: part.late,
+            dead_lettered: part.dead_lettered,
+            missing: part.missing,
+            no_record: part.no_record,
+        };
+        (part.partition, shift)
+    });
+    Rebuilt {
+        generation: told.generation,
+        partitions: parts.collect(),
     }
 }
 

@@ -1,7 +1,7 @@
 //! What an audit tells, for machines.
 
 use serde::Serialize;
-use streamgauge_audit::{Break, PartitionFacts, StoreSums, Terms, What};
+use streamgauge_audit::{Break, PartitionFacts, Rebuilt, Shift, StoreSums, Terms, What};
 
 use super::{range::RangeLine, report::Report};
 use crate::times;
@@ -69,6 +69,23 @@ struct AggregatesView {
     counted: u64,
     in_rows: Option<u64>,
     bucket_s: Option<i64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    rebuilt: Option<RebuiltView>,
+}
+
+#[derive(Serialize)]
+struct RebuiltView {
+    generation: u64,
+    #[serde(flatten)]
+    total: Shift,
+    partitions: Vec<RebuiltPartitionView>,
+}
+
+#[derive(Serialize)]
+struct RebuiltPartitionView {
+    partition: i32,
+    #[serde(flatten)]
+    shift: Shift,
 }
 
 #[derive(Serialize)]
@@ -118,6 +135,22 @@ impl From<&StoreSums> for AggregatesView {
             counted: sums.counted,
             in_rows: sums.whole.map(|whole| whole.events),
             bucket_s: sums.whole.map(|whole| whole.tier_s),
+            rebuilt: sums.rebuilt.as_ref().map(RebuiltView::from),
+        }
+    }
+}
+
+impl From<&Rebuilt> for RebuiltView {
+    fn from(rebuilt: &Rebuilt) -> Self {
+        let parts = rebuilt.partitions.iter();
+        let parts = parts.map(|(partition, shift)| RebuiltPartitionView {
+            partition: *partition,
+            shift: *shift,
+        });
+        Self {
+            generation: rebuilt.generation,
+            total: rebuilt.total(),
+            partitions: parts.collect(),
         }
     }
 }

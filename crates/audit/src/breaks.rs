@@ -44,7 +44,7 @@ pub enum What {
     StoreImbalance,
     /// The store's row is not the one that was written.
     StoreRow,
-    /// The store's rows add up to another number of events than its chains counted.
+    /// The store's rows add up to another number of events than its chains, or the rebuild that made the rows, counted.
     Aggregates,
     /// The store's rows of one length add up otherwise than those of another over the same time.
     Tiers,
@@ -125,7 +125,8 @@ impl What {
             Self::StoreImbalance => "the store's own terms do not add up",
             Self::StoreRow => "the store's chain is not as it was written",
             Self::Aggregates => {
-                "the rows of series `all` add up to another number of events than the chains counted"
+                "the rows of series `all` add up to another number of events than the chains counted, with \
+                 what a rebuild counted otherwise"
             }
             Self::Tiers => "rows over the same time add up otherwise than in longer buckets",
             Self::ProducerImbalance => "received is not accepted + rejected + failed + in flight",

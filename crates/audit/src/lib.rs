@@ -3,13 +3,14 @@
 //!
 //! [`Fold`] adds a partition's batches up by the rule that every reader obeys. [`PartitionFacts`] holds the result
 //! against the ends of the source, the dead letters and the store; [`StoreSums`] holds what the store's rows add up to
-//! against what its chains counted; [`ProducerFacts`] holds what a producer acknowledged against the log. Each names
+//! against what its chains counted, and what a rebuild counted otherwise; [`ProducerFacts`] holds what a producer acknowledged against the log. Each names
 //! what does not add up as a [`Break`]: where, by how much, since which offset. Pure: no IO, no clock, no panic.
 
 mod breaks;
 mod fold;
 mod partition;
 mod producer;
+mod rebuilt;
 mod sums;
 mod terms;
 
@@ -17,5 +18,6 @@ pub use breaks::{Break, Stage, What};
 pub use fold::{Covered, Fold, Stray, Strays};
 pub use partition::{PartitionFacts, store_outcomes};
 pub use producer::{Acknowledged, ProducerFacts};
+pub use rebuilt::{Rebuilt, Shift};
 pub use sums::{Pair, StoreSums, Whole};
 pub use terms::{Terms, whole};

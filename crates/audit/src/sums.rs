@@ -1,12 +1,14 @@
 //! The store as a whole: what its rows add up to, against what its chains counted, and against each other.
 
-use crate::{Break, What};
+use crate::{Break, Rebuilt, What};
 
 /// What the rows of series `all` add up to.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct StoreSums {
     /// Events that the chains counted.
     pub counted: u64,
+    /// The rebuild that made the rows, if one did.
+    pub rebuilt: Option<Rebuilt>,
     /// All rows of one length, with what waits for a checkpoint.
     pub whole: Option<Whole>,
     /// Rows of two lengths over the same time.
@@ -40,10 +42,17 @@ pub struct Pair {
 }
 
 impl StoreSums {
+    /// Events that the rows must hold: a rebuild puts other rows in place, and leaves the chains as they are.
+    fn expected(&self) -> i64 {
+        let shift = self.rebuilt.as_ref().map(Rebuilt::total);
+        let shift = shift.map_or(0, |shift| shift.counted);
+        (self.counted as i64).saturating_add(shift)
+    }
+
     /// Everything that does not add up.
     pub fn breaks(&self) -> Vec<Break> {
         let whole = self.whole.iter().filter_map(|whole| {
-            let by = whole.events as i64 - self.counted as i64;
+            let by = (whole.events as i64).saturating_sub(self.expected());
             // What retention took is lacking by right.
             let is_wrong = if whole.is_complete { by != 0 } else { by > 0 };
             let place = format!("the store's buckets of {} s", whole.tier_s);
@@ -63,11 +72,15 @@ impl StoreSums {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeMap;
+
     use super::*;
+    use crate::Shift;
 
     fn sums(events: u64, is_complete: bool) -> StoreSums {
         StoreSums {
             counted: 100,
+            rebuilt: None,
             whole: Some(Whole {
                 tier_s: 86_400,
                 events,
@@ -93,6 +106,27 @@ mod tests {
         );
         assert_eq!(sums(97, false).breaks(), [], "retention took three");
         assert_eq!(sums(101, false).breaks().len(), 1);
+    }
+
+    #[test]
+    fn what_a_rebuild_counted_otherwise_is_expected_of_the_rows_and_no_more() {
+        let shifted = |events, by| {
+            let mut sums = sums(events, true);
+            let shift = Shift {
+                counted: by,
+                late: -by,
+                ..Shift::default()
+            };
+            sums.rebuilt = Some(Rebuilt {
+                generation: 1,
+                partitions: BTreeMap::from([(0, shift), (3, shift)]),
+            });
+            sums
+        };
+        assert_eq!(shifted(106, 3).breaks(), []);
+        assert_eq!(shifted(94, -3).breaks(), []);
+        assert_eq!(shifted(105, 3).breaks()[0].by, -1);
+        assert_eq!(shifted(100, 3).breaks()[0].by, -6);
     }
 
     #[test]

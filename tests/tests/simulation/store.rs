@@ -15,8 +15,8 @@ use futures::{FutureExt, future::BoxFuture};
 use streamgauge_analytics::{
     store::{
         Advance, CheckpointState, CheckpointWrite, Connections, Contents, DeltaRow, Scan, Scanned,
-        Slot, Slots, Snapshot, Store, StoreError, StoreFuture, Sums, SumsOf, Swapped, UserFilter,
-        UserPages,
+        Shift, Slot, Slots, Snapshot, Store, StoreError, StoreFuture, Sums, SumsOf, Swapped,
+        UserFilter, UserPages,
     },
     view::{CellValue, ChainRow},
 };
@@ -269,7 +269,12 @@ impl Slots for ModelStore {
         never("wipe")
     }
 
-    fn swap(&self, _owner: i64, _to: Slot) -> StoreFuture<'_, bool> {
+    fn swap<'a>(
+        &'a self,
+        _owner: i64,
+        _to: Slot,
+        _shifts: &'a BTreeMap<i32, Shift>,
+    ) -> StoreFuture<'a, bool> {
         never("swap")
     }
 
