@@ -5,6 +5,7 @@ use std::io;
 use streamgauge_audit::{Break, PartitionFacts, StoreSums, Terms};
 
 use super::{
+    dead_letters::Foreign,
     range::{RangeLine, TimeRange},
     services::{Said, Store},
     view,
@@ -24,7 +25,7 @@ pub struct Report {
     /// Why dead letters were not compared.
     pub dead_letters_unknown: Option<String>,
     /// Records in the dead-letter topic that name no source in this system.
-    pub dead_letters_foreign: u64,
+    pub dead_letters_foreign: Foreign,
     /// What the services said.
     pub said: Said,
 }
@@ -183,10 +184,11 @@ impl Report {
         if let Some(reason) = &self.dead_letters_unknown {
             remarks.push(format!("Dead letters were not compared: {reason}."));
         }
-        if self.dead_letters_foreign > 0 {
-            let count = whole(self.dead_letters_foreign);
+        if let Some((partition, offset)) = self.dead_letters_foreign.first {
+            let count = whole(self.dead_letters_foreign.count);
             remarks.push(format!(
-                "{count} records in the dead-letter topic name no source here."
+                "{count} records in the dead-letter topic name no source here; the first lies at offset {offset} of its \
+                 partition {partition}."
             ));
         }
         for reason in &self.said.silent_producers {
@@ -200,6 +202,11 @@ impl Report {
             remarks.extend(reasons.map(|remark| format!("Analytics says: {remark}.")));
         }
         remarks
+    }
+
+    /// Where the records lie that count for nobody.
+    pub fn spots(&self) -> Vec<String> {
+        self.facts.iter().flat_map(partition_spots).collect()
     }
 
     fn table(&self) -> Table {
@@ -248,29 +255,14 @@ fn partition_remarks(facts: &PartitionFacts) -> Vec<String> {
             "Partition {partition}: retention has cut metrics-data; the books begin at offset {base}."
         ));
     }
-    let void = fold.ledger.void_batches();
-    if void > 0 {
-        remarks.push(format!(
-            "Partition {partition}: {} batches are void and count for nobody.",
-            whole(void)
-        ));
-    }
-    if let Some(stray) = fold.strays.first() {
-        remarks.push(format!(
-            "Partition {partition}: {} of them began beyond the chain's head, as no consumer writes them; the first \
-             lies at offset {} of metrics-data and begins at {} of the source.",
-            whole(fold.strays.count()),
-            stray.at,
-            stray.from
-        ));
-    }
-    if fold.undecodable > 0 {
-        remarks.push(format!(
-            "Partition {partition}: {} records of metrics-data are no batches and count for nobody.",
-            whole(fold.undecodable)
-        ));
-    }
+    remarks.extend(partition_spots(facts));
     remarks
+}
+
+fn partition_spots(facts: &PartitionFacts) -> impl Iterator<Item = String> {
+    let (partition, spots) = (facts.partition, facts.fold.notes.sentences());
+    let spots = spots.into_iter();
+    spots.map(move |spot| format!("Partition {partition}: {spot}."))
 }
 
 #[cfg(test)]

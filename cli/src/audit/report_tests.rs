@@ -27,7 +27,7 @@ pub fn report() -> Report {
         late: 2,
         ..Outcomes::default()
     };
-    let mut fold = Fold::new(0, Some(1000));
+    let mut fold = Fold::new(0, Some(1000)).knowing(8);
     fold.record(0, Some(&batch(0, 1000, outcomes)));
     let store = PartitionLedger {
         head: 1000,
@@ -48,7 +48,7 @@ pub fn report() -> Report {
         facts: vec![facts],
         range: None,
         dead_letters_unknown: None,
-        dead_letters_foreign: 0,
+        dead_letters_foreign: Foreign::default(),
         said: Said {
             store: Store::Answered {
                 rows: vec![store],
@@ -167,29 +167,51 @@ fn rows_that_are_not_what_was_counted_are_told() {
 }
 
 #[test]
-fn a_forged_batch_balances_and_is_mentioned() {
+fn what_was_added_by_hand_balances_and_is_named_by_its_spot() {
     let mut report = report();
-    let outcomes = Outcomes {
-        counted: 10,
+    let counted = |counted| Outcomes {
+        counted,
         ..Outcomes::default()
     };
-    report.facts[0]
-        .fold
-        .record(1, Some(&batch(0, 10, outcomes)));
-    report.facts[0]
-        .fold
-        .record(2, Some(&batch(5_000, 5_010, outcomes)));
-    report.facts[0].fold.record(3, Some(b"no batch"));
-    assert_eq!(report.exit(), Exit::Ok);
+    let original = Outcomes {
+        counted: 990,
+        duplicate: 8,
+        late: 2,
+        ..Outcomes::default()
+    };
+    let fold = &mut report.facts[0].fold;
+    fold.record(1, Some(&batch(0, 1000, original)));
+    fold.record(2, Some(&batch(0, 1000, counted(1000))));
+    fold.record(3, Some(&batch(5_000, 5_010, counted(10))));
+    fold.record(4, Some(b"no batch"));
+    report.dead_letters_foreign = Foreign {
+        count: 2,
+        first: Some((1, 7)),
+    };
+    assert_eq!(report.exit(), Exit::Ok, "it counts for nobody");
     let text = print(&report, false);
     for part in [
-        "2 batches are void",
-        "1 of them began beyond the chain's head",
-        "lies at offset 2 of metrics-data and begins at 5000",
-        "1 records of metrics-data are no batches",
+        "Partition 0: 3 batches are void and count for nobody; the first lies at offset 1 of metrics-data",
+        "1 of them are, byte for byte, batches that count; the first lies at offset 1 of metrics-data",
+        "1 of them contradict batches that count; the first lies at offset 2 of metrics-data",
+        "1 of them began beyond the chain's head, as no consumer writes them; the first lies at offset 3 of metrics-data \
+         and begins at 5000",
+        "1 records of metrics-data are no batches and count for nobody; the first lies at offset 4",
+        "2 records in the dead-letter topic name no source here; the first lies at offset 7 of its partition 1.",
     ] {
         assert!(text.contains(part), "no {part} in: {text}");
     }
+    let json = json(&report);
+    assert_eq!(
+        json["partitions"][0]["spots"],
+        serde_json::json!([
+            {"what": "void", "count": 3, "first_offset": 1, "last_offset": 3, "covers": [0, 1000]},
+            {"what": "copy", "count": 1, "first_offset": 1, "covers": [0, 1000], "against_offset": 0},
+            {"what": "contradiction", "count": 1, "first_offset": 2, "covers": [0, 1000], "against_offset": 0},
+            {"what": "stray", "count": 1, "first_offset": 3},
+            {"what": "undecodable", "count": 1, "first_offset": 4},
+        ])
+    );
 }
 
 #[test]

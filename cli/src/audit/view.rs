@@ -1,7 +1,7 @@
 //! What an audit tells, for machines.
 
 use serde::Serialize;
-use streamgauge_audit::{Break, PartitionFacts, StoreSums, Terms, What};
+use streamgauge_audit::{Break, PartitionFacts, SpotLine, StoreSums, Terms, What};
 
 use super::{range::RangeLine, report::Report};
 use crate::times;
@@ -38,6 +38,7 @@ struct PartitionView {
     void_batches: u64,
     stray_batches: u64,
     undecodable: u64,
+    spots: Vec<SpotLine>,
     about_to_be_missing: i64,
     dead_letters_found: Option<u64>,
     store_head: Option<i64>,
@@ -102,8 +103,9 @@ impl From<&PartitionFacts> for PartitionView {
             terms: facts.terms(),
             valid_batches: ledger.valid_batches(),
             void_batches: ledger.void_batches(),
-            stray_batches: facts.fold.strays.count(),
-            undecodable: facts.fold.undecodable,
+            stray_batches: facts.fold.notes.strays().count(),
+            undecodable: facts.fold.notes.spots().undecodable.count(),
+            spots: facts.fold.notes.lines(),
             about_to_be_missing: facts.about_to_be_missing(),
             dead_letters_found: facts.dead_letters,
             store_head: facts.store.as_ref().map(|store| store.head),
