@@ -2,7 +2,7 @@
 
 use std::io;
 
-use streamgauge_audit::{Break, PartitionFacts, StoreSums, Terms};
+use streamgauge_audit::{Break, PartitionFacts, ProducerFacts, SpoolFacts, StoreSums, Terms};
 
 use super::{
     dead_letters::Foreign,
@@ -140,11 +140,6 @@ impl Report {
 
     fn print_producers(&self, output: &mut Output) -> io::Result<()> {
         for producer in &self.said.producers {
-            let records = producer
-                .acknowledged
-                .iter()
-                .map(|one| one.records)
-                .sum::<u64>();
             output.line(format!(
                 "producer {}: received {} = {} accepted + {} rejected + {} failed + {} in flight; the log acknowledged \
                  {} records",
@@ -154,8 +149,11 @@ impl Report {
                 whole(producer.rejected),
                 whole(producer.failed),
                 whole(producer.in_flight),
-                whole(records),
+                whole(producer.acknowledged_records()),
             ))?;
+            if let Some(spool) = producer.spool.as_ref().filter(|spool| spool.is_used()) {
+                output.line(spool_line(&producer.name, spool))?;
+            }
         }
         Ok(())
     }
@@ -191,6 +189,7 @@ impl Report {
                  partition {partition}."
             ));
         }
+        remarks.extend(self.said.producers.iter().flat_map(producer_remarks));
         for reason in &self.said.silent_producers {
             remarks.push(format!("A producer was not compared: {reason}."));
         }
@@ -244,6 +243,44 @@ fn cells(terms: &Terms) -> Vec<String> {
     let mut cells: Vec<String> = terms.counts().map(whole).into();
     cells.push(whole(terms.in_flight));
     cells
+}
+
+fn spool_line(producer: &str, spool: &SpoolFacts) -> String {
+    format!(
+        "spool of producer {producer}: {} waited + {} came = {} wait + {} drained + {} lost + {} put aside; the log \
+         acknowledged {} records",
+        whole(spool.waiting_at_start),
+        whole(spool.spooled),
+        whole(spool.waiting),
+        whole(spool.drained),
+        whole(spool.lost),
+        whole(spool.put_aside),
+        whole(spool.acknowledged_records()),
+    )
+}
+
+fn producer_remarks(producer: &ProducerFacts) -> Vec<String> {
+    let name = &producer.name;
+    let Some(spool) = &producer.spool else {
+        return vec![format!(
+            "Producer {name} says nothing of a spool: what it accepted was not held against what the log acknowledged."
+        )];
+    };
+    let mut remarks = Vec::new();
+    if spool.waiting > 0 {
+        remarks.push(format!(
+            "Producer {name}: {} events wait in the spool; they are in flight, and in no partition yet.",
+            whole(spool.waiting)
+        ));
+    }
+    if spool.put_aside > 0 {
+        remarks.push(format!(
+            "Producer {name}: {} accepted events of the spool were put aside, since the log does not take them; the files \
+             beside the spool (*.kept) hold them.",
+            whole(spool.put_aside)
+        ));
+    }
+    remarks
 }
 
 fn partition_remarks(facts: &PartitionFacts) -> Vec<String> {

@@ -74,6 +74,7 @@ pub fn report() -> Report {
                     first: 0,
                     last: 1004,
                 }],
+                spool: Some(SpoolFacts::default()),
                 ..ProducerFacts::default()
             }],
             silent_producers: Vec::new(),
@@ -147,6 +148,58 @@ fn an_acknowledged_event_that_the_log_lacks_is_lost() {
     assert_eq!(report.exit(), Exit::No);
     let text = print(&report, false);
     let broken = "BROKEN at partition 0 of producer p:1 by 3 since offset 1005: records that were acknowledged are lost";
+    assert!(text.contains(broken), "{text}");
+}
+
+#[test]
+fn what_waits_in_a_spool_is_in_flight_and_what_it_lost_is_broken() {
+    let mut report = report();
+    report.said.producers[0].spool = Some(SpoolFacts {
+        waiting_at_start: 7,
+        spooled: 20,
+        waiting: 21,
+        drained: 5,
+        put_aside: 1,
+        acknowledged: vec![Acknowledged {
+            partition: 0,
+            records: 5,
+            first: 990,
+            last: 994,
+        }],
+        ..SpoolFacts::default()
+    });
+    assert_eq!(report.exit(), Exit::Ok);
+    let text = print(&report, false);
+    for part in [
+        "spool of producer p:1: 7 waited + 20 came = 21 wait + 5 drained + 0 lost + 1 put aside; the log acknowledged 5",
+        "Producer p:1: 21 events wait in the spool; they are in flight",
+        "1 accepted events of the spool were put aside",
+    ] {
+        assert!(text.contains(part), "no {part} in: {text}");
+    }
+    let spool = report.said.producers[0].spool.as_mut().expect("given");
+    (spool.waiting, spool.lost) = (18, 3);
+    assert_eq!(report.exit(), Exit::No);
+    let text = print(&report, false);
+    let broken = "BROKEN at the spool of producer p:1 by 3: the spool is damaged";
+    assert!(text.contains(broken), "{text}");
+    let json = json(&report);
+    assert_eq!(json["breaks"][0]["what"], "spool_lost");
+    assert_eq!(json["producers"][0]["spool"]["lost"], 3);
+    assert_eq!(json["producers"][0]["spool"]["acknowledged_records"], 5);
+    report.said.producers[0].spool = None;
+    assert_eq!(report.exit(), Exit::Ok);
+    assert!(print(&report, false).contains("Producer p:1 says nothing of a spool"));
+}
+
+#[test]
+fn events_that_were_accepted_and_never_acknowledged_are_told() {
+    let mut report = report();
+    report.said.producers[0].acknowledged.clear();
+    assert_eq!(report.exit(), Exit::No);
+    let broken =
+        "BROKEN at producer p:1 by 1005: more events are called safe than the log acknowledged";
+    let text = print(&report, false);
     assert!(text.contains(broken), "{text}");
 }
 

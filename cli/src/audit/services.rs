@@ -2,10 +2,10 @@
 
 use std::time::Duration;
 
-use streamgauge_audit::{Acknowledged, Pair, ProducerFacts, StoreSums, Whole};
+use streamgauge_audit::{Acknowledged, Pair, ProducerFacts, SpoolFacts, StoreSums, Whole};
 use streamgauge_proto::v1::{
-    LedgerRequest, LedgerResponse, PartitionLedger, ProducerLedgerRequest, ProducerLedgerResponse,
-    producer_ledger_client::ProducerLedgerClient,
+    AcknowledgedPartition, LedgerRequest, LedgerResponse, PartitionLedger, ProducerLedgerRequest,
+    ProducerLedgerResponse, SpoolLedger, producer_ledger_client::ProducerLedgerClient,
 };
 
 use crate::{
@@ -142,12 +142,6 @@ fn answered(answer: LedgerResponse) -> Store {
 }
 
 fn producer_facts(address: &str, answer: ProducerLedgerResponse) -> ProducerFacts {
-    let acknowledged = answer.partitions.into_iter().map(|one| Acknowledged {
-        partition: one.partition,
-        records: one.records,
-        first: one.first_offset,
-        last: one.last_offset,
-    });
     ProducerFacts {
         name: address.to_owned(),
         received: answer.received,
@@ -155,8 +149,33 @@ fn producer_facts(address: &str, answer: ProducerLedgerResponse) -> ProducerFact
         rejected: answer.rejected,
         failed: answer.failed,
         in_flight: answer.in_flight,
-        acknowledged: acknowledged.collect(),
+        acknowledged: acknowledged(answer.partitions),
+        spool: answer.spool.map(spool_facts),
     }
+}
+
+fn spool_facts(spool: SpoolLedger) -> SpoolFacts {
+    SpoolFacts {
+        waiting_at_start: spool.waiting_at_start,
+        spooled: spool.spooled,
+        waiting: spool.waiting,
+        drained: spool.drained,
+        lost: spool.lost,
+        put_aside: spool.put_aside,
+        acknowledged: acknowledged(spool.partitions),
+    }
+}
+
+fn acknowledged(partitions: Vec<AcknowledgedPartition>) -> Vec<Acknowledged> {
+    let partitions = partitions.into_iter();
+    partitions
+        .map(|one| Acknowledged {
+            partition: one.partition,
+            records: one.records,
+            first: one.first_offset,
+            last: one.last_offset,
+        })
+        .collect()
 }
 
 #[cfg(test)]

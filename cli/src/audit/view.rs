@@ -1,7 +1,7 @@
 //! What an audit tells, for machines.
 
 use serde::Serialize;
-use streamgauge_audit::{Break, PartitionFacts, SpotLine, StoreSums, Terms, What};
+use streamgauge_audit::{Break, PartitionFacts, SpoolFacts, SpotLine, StoreSums, Terms, What};
 
 use super::{range::RangeLine, report::Report};
 use crate::times;
@@ -63,6 +63,19 @@ struct ProducerView {
     failed: u64,
     in_flight: u64,
     acknowledged_records: u64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    spool: Option<SpoolView>,
+}
+
+#[derive(Serialize)]
+struct SpoolView {
+    waiting_at_start: u64,
+    spooled: u64,
+    waiting: u64,
+    drained: u64,
+    lost: u64,
+    put_aside: u64,
+    acknowledged_records: u64,
 }
 
 #[derive(Serialize)]
@@ -114,6 +127,20 @@ impl From<&PartitionFacts> for PartitionView {
     }
 }
 
+impl From<&SpoolFacts> for SpoolView {
+    fn from(spool: &SpoolFacts) -> Self {
+        Self {
+            waiting_at_start: spool.waiting_at_start,
+            spooled: spool.spooled,
+            waiting: spool.waiting,
+            drained: spool.drained,
+            lost: spool.lost,
+            put_aside: spool.put_aside,
+            acknowledged_records: spool.acknowledged_records(),
+        }
+    }
+}
+
 impl From<&StoreSums> for AggregatesView {
     fn from(sums: &StoreSums) -> Self {
         Self {
@@ -134,7 +161,8 @@ pub fn of(report: &Report) -> View {
         rejected: one.rejected,
         failed: one.failed,
         in_flight: one.in_flight,
-        acknowledged_records: one.acknowledged.iter().map(|one| one.records).sum(),
+        acknowledged_records: one.acknowledged_records(),
+        spool: one.spool.as_ref().map(SpoolView::from),
     });
     View {
         balanced: breaks.is_empty(),

@@ -3,7 +3,7 @@
 //!
 //! [`Fold`] adds a partition's batches up by the rule that every reader obeys. [`PartitionFacts`] holds the result
 //! against the ends of the source, the dead letters and the store; [`StoreSums`] holds what the store's rows add up to
-//! against what its chains counted; [`ProducerFacts`] holds what a producer acknowledged against the log. Each names
+//! against what its chains counted; [`ProducerFacts`] holds what a producer accepted against its spool and the log. Each names
 //! what does not add up as a [`Break`]: where, by how much, since which offset. [`Notes`] say where the records lie that
 //! count for nobody. Pure: no IO, no clock, no panic.
 
@@ -19,6 +19,6 @@ pub use breaks::{Break, Stage, What};
 pub use fold::{Covered, Fold};
 pub use notes::{Counted, Kind, Met, Notes, Spot, SpotLine, Spots, Stray, Strays};
 pub use partition::{PartitionFacts, store_outcomes};
-pub use producer::{Acknowledged, ProducerFacts};
+pub use producer::{Acknowledged, ProducerFacts, SpoolFacts};
 pub use sums::{Pair, StoreSums, Whole};
 pub use terms::{Terms, whole};

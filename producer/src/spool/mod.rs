@@ -14,7 +14,7 @@ mod record;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use streamgauge_spool::{AppendError, Deps, Disk, Drainer, Records, Spool, SpoolError};
+use streamgauge_spool::{Account, AppendError, Deps, Disk, Drainer, Records, Spool, SpoolError};
 use tokio::time::Instant;
 use uuid::Uuid;
 
@@ -98,6 +98,11 @@ impl Spooling {
     pub fn has_room(&self) -> bool {
         let depth = self.spool.depth();
         depth.failing.is_none() && depth.bytes < self.spool.bytes_max()
+    }
+
+    /// What it took since the start, and what became of it.
+    pub fn account(&self) -> Account {
+        self.spool.account()
     }
 
     /// Its state in a sentence, for `/health`.
