@@ -119,9 +119,17 @@ impl Reader {
             };
             let open = match &mut self.open {
                 Some(open) if open.id == bounds.name.id => open,
-                slot => slot.insert(Open::new(&bounds, &self.shared.dir).inspect_err(|_| {
-                    self.shared.observer.error(ErrorKind::File);
-                })?),
+                slot => match Open::new(&bounds, &self.shared.dir) {
+                    Ok(open) => slot.insert(open),
+                    Err(error) => {
+                        self.shared.observer.error(ErrorKind::File);
+                        // What was read before it is given out first: it is not read again.
+                        if stretch.records.is_empty() && stretch.lost == 0 {
+                            return Err(error);
+                        }
+                        break;
+                    }
+                },
             };
             match open.next(&bounds, self.expected, &mut stretch.buffer) {
                 Found::Record { record, begins } => {

@@ -471,6 +471,32 @@ async fn a_first_segment_that_is_gone_is_missed_as_well() {
 }
 
 #[tokio::test]
+async fn a_segment_that_cannot_be_opened_for_now_costs_nothing_that_was_read_before_it() {
+    let bench = bench();
+    let (spool, drainer) = bench.open();
+    append(&spool, 0..30).await;
+    append(&spool, 30..60).await;
+    drop((spool, drainer));
+    let (spool, mut drainer) = bench.open();
+    let second = bench.files("seg")[1].clone();
+    let away = second.with_extension("away");
+    std::fs::rename(&second, &away).unwrap();
+    // The first record was read when the spool was opened.
+    let mut found = Vec::new();
+    for _ in 0..2 {
+        let stretch = drainer.next(100, 1 << 20).await.unwrap();
+        found.extend(numbers(&stretch));
+        acknowledge(&mut drainer, &stretch).await.unwrap();
+    }
+    assert_eq!(found, all(0..30));
+    drainer.next(100, 1 << 20).await.unwrap_err();
+    std::fs::rename(&away, &second).unwrap();
+    assert_eq!(drained(&spool, &mut drainer).await, all(30..60));
+    assert_eq!(account(&spool), [60, 0, 0, 60, 0, 0]);
+    assert_eq!(bench.told.lost(), 0);
+}
+
+#[tokio::test]
 async fn the_account_adds_up_while_records_come_and_go_and_begins_anew_with_each_start() {
     let bench = bench();
     let (spool, mut drainer) = bench.open();
