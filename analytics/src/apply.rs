@@ -6,6 +6,7 @@
 use std::{collections::BTreeMap, sync::Arc};
 
 use bytes::Bytes;
+use streamgauge_audit::Met;
 use streamgauge_chain::delta::{self, DeltaError};
 use streamgauge_kafka::Chunk;
 use streamgauge_proto::v1::DeltaBatch;
@@ -271,7 +272,7 @@ impl Prepared {
         let mut applied = Applied::default();
         for one in self.partitions {
             let partition = one.after.partition;
-            one.note_strays(fold);
+            one.note(fold);
             fold.set_row(one.after);
             applied.moved.push(partition);
             for record in one.records {
@@ -290,18 +291,29 @@ impl Prepared {
 }
 
 impl Move {
-    /// Remembers void batches that began beyond the head.
-    fn note_strays(&self, fold: &mut Fold) {
+    /// Notes what is worth a look beside the ledger.
+    fn note(&self, fold: &mut Fold) {
         let mut head = self.before.ledger.head();
-        let strays = fold.strays(self.after.partition);
+        let (notes, counted) = fold.notes(self.after.partition);
         for record in &self.records {
-            match (record.judged, record.offered()) {
-                (Judged::Valid { .. }, Some((range, _))) => {
+            let (Some((range, outcomes)), Ok(batch)) = (record.offered(), &record.batch) else {
+                notes.undecodable(record.offset);
+                continue;
+            };
+            let met = Met {
+                at: record.offset,
+                range,
+                outcomes,
+                payload: &record.payload,
+            };
+            match record.judged {
+                Judged::Valid { .. } => {
                     head = head.max(range.to());
-                    strays.went_on(head);
+                    notes.valid(&met, batch, counted);
                 }
-                (Judged::Void, Some((range, _))) => strays.void(head, range, record.offset),
-                _ => {}
+                Judged::Void => notes.void(head, &met, counted),
+                // What leads up to it is gone: nothing is known of it.
+                Judged::Held => {}
             }
         }
     }

@@ -439,12 +439,15 @@ impl Default for LiveConfig {
 pub struct LedgerConfig {
     /// How often the store's rows are read back and added up, in milliseconds.
     pub check_interval_ms: u64,
+    /// Most batches of a partition that are remembered to know a copy of one by; 150 bytes each.
+    pub batches_known_max: usize,
 }
 
 impl Default for LedgerConfig {
     fn default() -> Self {
         Self {
             check_interval_ms: 10_000,
+            batches_known_max: 1_000,
         }
     }
 }

@@ -35,7 +35,9 @@ pub async fn load(store: &Arc<dyn Store>, config: &Config, now_s: i64) -> Result
             recent_seconds: i64::from(config.view.recent_seconds >> round),
             ..Limits::from(&config.view)
         };
-        let fold = Fold::new(limits, now_s, state.generation, state.positions.clone()).over(slot);
+        let fold = Fold::new(limits, now_s, state.generation, state.positions.clone())
+            .over(slot)
+            .knowing(config.ledger.batches_known_max);
         match attempt(store, config, fold, now_s, &state).await {
             // Rows that are no longer served may have lost the deltas that complete them.
             Ok(mut fold)

@@ -145,6 +145,48 @@ async fn a_batch_that_lies_beyond_a_removed_one_is_named() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn records_added_by_hand_are_named_by_their_spot_at_both_doors() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let broker = broker(folder.path()).await;
+    topics(&broker).await;
+    let mut writer = Writer::new(&broker.bootstrap());
+    let analytics = Analytics::start(config(folder.path(), &broker.bootstrap())).await;
+    let counted = batch(0, &some_events(NOW_S - 100, 10)).encode_to_vec();
+    writer.raw(1, &counted).await;
+    writer.heads[1] = 10;
+    writer.source().await;
+    writer.raw(1, &counted).await;
+    let forged = batch(3, &some_events(NOW_S - 100, 4)).encode_to_vec();
+    writer.raw(1, &forged).await;
+    writer.raw(1, b"not a batch").await;
+    let said = [
+        "partition 1: 2 batches are void and count for nobody; the first lies at offset 1 of metrics-data",
+        "partition 1: 1 of them are, byte for byte, batches that count; the first lies at offset 1",
+        "partition 1: 1 of them contradict batches that count; the first lies at offset 2",
+        "partition 1: 1 records of metrics-data are no batches and count for nobody; the first lies at offset 3",
+    ];
+    let says = |remarks: &[String]| {
+        let said = said.iter();
+        said.filter(|part| remarks.iter().any(|remark| remark.starts_with(*part)))
+            .count()
+    };
+    until(|| async {
+        let found = analytics.answer("/v1/ledger").await;
+        let remarks = found["remarks"].as_array().expect("a list");
+        let remarks: Vec<String> = remarks
+            .iter()
+            .filter_map(|remark| remark.as_str().map(String::from))
+            .collect();
+        says(&remarks) == said.len() && found["balanced"] == true
+    })
+    .await;
+    let request = streamgauge_proto::v1::LedgerRequest { check_store: false };
+    let twin = analytics.calls().await.ledger(request).await;
+    assert_eq!(says(&twin.expect("an answer").into_inner().remarks), 4);
+    analytics.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_row_of_the_chain_that_was_altered_is_named() {
     let folder = tempfile::tempdir().expect("a folder");
     let broker = broker(folder.path()).await;

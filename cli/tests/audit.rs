@@ -241,18 +241,43 @@ async fn books_as_they_were_written_balance() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_record_added_to_metrics_data_counts_for_nobody_and_is_mentioned() {
+async fn a_record_added_to_metrics_data_counts_for_nobody_and_its_spot_is_named() {
     let log = Log::with_books().await;
     log.delta(METRICS, &batch(10, 20, counted(10))).await;
+    log.delta(METRICS, &batch(12, 17, counted(5))).await;
     log.delta(METRICS, &batch(9_000, 9_010, counted(10))).await;
     log.delta(METRICS, b"not a batch").await;
+    log.write(DEAD_LETTERS, b"of no source", None, &[]).await;
     let found = log.audit(&[]).await.exits(0).says(&[
         "end - start = 40 = 39 counted",
-        "Partition 1: 2 batches are void and count for nobody",
-        "the first lies at offset 5 of metrics-data and begins at 9000 of the source",
-        "1 records of metrics-data are no batches",
+        "Partition 1: 3 batches are void and count for nobody; the first lies at offset 4 of metrics-data and covers 10 \
+         to 20 of the source; the last lies at 6",
+        "1 of them are, byte for byte, batches that count; the first lies at offset 4 of metrics-data and covers 10 to 20 \
+         of the source, like the one at 1",
+        "1 of them contradict batches that count; the first lies at offset 5 of metrics-data and covers 12 to 17 of the \
+         source, unlike the one at 1",
+        "the first lies at offset 6 of metrics-data and begins at 9000 of the source",
+        "1 records of metrics-data are no batches and count for nobody; the first lies at offset 7",
+        "1 records in the dead-letter topic name no source here; the first lies at offset 1 of its partition 1",
     ]);
     assert!(!found.text.contains("BROKEN"), "{}", found.text);
+    let json = log.audit(&["--json"]).await.exits(0).json();
+    let spots = json["partitions"][1]["spots"].as_array().expect("a list");
+    let spots: Vec<_> = spots
+        .iter()
+        .map(|spot| (spot["what"].as_str(), spot["first_offset"].as_i64()))
+        .collect();
+    assert_eq!(
+        spots,
+        [
+            (Some("void"), Some(4)),
+            (Some("copy"), Some(4)),
+            (Some("contradiction"), Some(5)),
+            (Some("stray"), Some(6)),
+            (Some("undecodable"), Some(7)),
+        ]
+    );
+    assert_eq!(json["partitions"][0]["spots"], serde_json::json!([]));
 }
 
 #[tokio::test(flavor = "multi_thread")]

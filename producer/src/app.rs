@@ -126,6 +126,9 @@ fn drain(
         ..config.publisher.clone()
     };
     let publisher = Publisher::new(&kafka, &publisher, None)?;
+    let (topic, watched) = (config.topics.events.clone(), publisher.clone());
+    let spans = Box::new(move || watched.acknowledged(&topic));
+    parts.intake.publishing.watch_drain(spans);
     Ok(Drain {
         drainer,
         sink: Box::new(KafkaSink::new(publisher, config.topics.events.clone())),

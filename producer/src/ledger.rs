@@ -3,10 +3,14 @@
 //! All terms move under one lock, once when a request's events are read and once when their fate is known, so that a
 //! reader sees an account that adds up at any moment or is wrong. The lock is taken twice per request, not per event.
 
+use std::collections::BTreeMap;
+
 use parking_lot::Mutex;
-use streamgauge_proto::v1::{AcknowledgedPartition, ProducerLedgerResponse};
+use streamgauge_kafka::Span;
+use streamgauge_proto::v1::{AcknowledgedPartition, ProducerLedgerResponse, SpoolLedger};
 
 use crate::intake::Intake;
+use crate::publish;
 
 /// How many events ended in each way.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -66,19 +70,15 @@ impl Ledger {
     }
 }
 
-/// The ledger as an answer.
+/// The ledger as an answer. It is read against the way that events take, so that it holds at any moment that
+/// `accepted <= spooled + acknowledged directly`: an event is in the spool's account, or among what the log acknowledged,
+/// before it is called accepted; each accepted event is so once, for one append or one acknowledgement; and all three only
+/// grow. What is read later can only be too large, by events of requests that were not answered yet, or were answered
+/// `retry` before the disk or the log was done.
 pub fn answer(intake: &Intake) -> ProducerLedgerResponse {
     let account = intake.metrics.ledger().account();
-    let spans = intake.publishing.acknowledged();
-    let partitions = spans.into_iter().map(|(partition, span)| {
-        let (first_offset, last_offset) = (span.first, span.last);
-        AcknowledgedPartition {
-            partition,
-            records: span.records,
-            first_offset,
-            last_offset,
-        }
-    });
+    let spooled = intake.publishing.spooled();
+    let acknowledged = intake.publishing.acknowledged();
     ProducerLedgerResponse {
         since_us: intake.since_us,
         received: account.received,
@@ -88,7 +88,35 @@ pub fn answer(intake: &Intake) -> ProducerLedgerResponse {
         in_flight: account.in_flight,
         balanced: account.is_balanced(),
         topic: intake.topic.clone(),
-        partitions: partitions.collect(),
+        partitions: partitions(acknowledged),
+        spool: Some(spool(spooled)),
+    }
+}
+
+fn partitions(spans: BTreeMap<i32, Span>) -> Vec<AcknowledgedPartition> {
+    let spans = spans.into_iter();
+    spans
+        .map(|(partition, span)| AcknowledgedPartition {
+            partition,
+            records: span.records,
+            first_offset: span.first,
+            last_offset: span.last,
+        })
+        .collect()
+}
+
+fn spool(spooled: publish::SpoolLedger) -> SpoolLedger {
+    let account = spooled.account;
+    let ended = account.waiting + account.drained + account.lost + account.put_aside;
+    SpoolLedger {
+        waiting_at_start: account.waiting_at_start,
+        spooled: account.spooled,
+        waiting: account.waiting,
+        drained: account.drained,
+        lost: account.lost,
+        put_aside: account.put_aside,
+        balanced: account.waiting_at_start + account.spooled == ended,
+        partitions: partitions(spooled.spans),
     }
 }
 

@@ -12,11 +12,13 @@ use std::collections::BTreeMap;
 use std::future::Future;
 use std::ops::Range;
 use std::pin::Pin;
+use std::sync::OnceLock;
 use std::time::Duration;
 
 use streamgauge_kafka::{PublishError, Publisher, Pushed, Record, Span};
 use streamgauge_proto::{ErrorCode, Problem};
 use streamgauge_resilience::{Backoff, BackoffConfig, Breaker, Permit};
+use streamgauge_spool::Account;
 use streamgauge_telemetry::context::TRACEPARENT;
 use tokio::time::Instant;
 use uuid::Uuid;
@@ -154,9 +156,22 @@ fn queue_in_order(places: &[usize], mut push: impl FnMut(usize, usize) -> Pushed
 pub struct Publishing {
     sink: Box<dyn Sink>,
     spool: Option<Spooling>,
+    /// What the log has acknowledged to the drain; known once there is one.
+    drained: OnceLock<Spans>,
     breaker: Breaker,
     config: PublishingConfig,
     metrics: ProducerMetrics,
+}
+
+/// Tells what the log has acknowledged since the start, by partition.
+pub type Spans = Box<dyn Fn() -> BTreeMap<i32, Span> + Send + Sync>;
+
+/// The spool's side of the ledger.
+#[derive(Clone, Debug, Default)]
+pub struct SpoolLedger {
+    pub account: Account,
+    /// What the log has acknowledged to the drain; at least what the account says is drained.
+    pub spans: BTreeMap<i32, Span>,
 }
 
 /// How long to try, and what to make of silence.
@@ -212,13 +227,31 @@ impl Publishing {
         Self {
             sink,
             spool,
+            drained: OnceLock::new(),
             breaker,
             config,
             metrics,
         }
     }
 
-    /// What the log has acknowledged since the start, by partition.
+    /// From now on it is known what the log acknowledges to the drain.
+    pub fn watch_drain(&self, spans: Spans) {
+        // There is one drain, and it is shown once.
+        let _ = self.drained.set(spans);
+    }
+
+    /// What went by way of the spool; all zero without one.
+    pub fn spooled(&self) -> SpoolLedger {
+        // The account first: a record is acknowledged before it is called drained, so that later figures of the log are
+        // never too small for it.
+        let account = self.spool.as_ref().map(Spooling::account);
+        SpoolLedger {
+            account: account.unwrap_or_default(),
+            spans: self.drained.get().map(|spans| spans()).unwrap_or_default(),
+        }
+    }
+
+    /// What the log has acknowledged directly since the start, by partition.
     pub fn acknowledged(&self) -> BTreeMap<i32, Span> {
         self.sink.acknowledged()
     }

@@ -9,7 +9,10 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use common::{Producer, broker_on, config, eventually};
+use serde_json::{Value, json};
 use streamgauge_producer::Config;
+use streamgauge_proto::v1::ProducerLedgerRequest;
+use streamgauge_proto::v1::producer_ledger_client::ProducerLedgerClient;
 use tempfile::TempDir;
 use tokio::net::TcpListener;
 
@@ -55,6 +58,44 @@ async fn send(producer: &Producer, number: usize) -> bool {
     answer.status == 200
 }
 
+fn records(partitions: &Value) -> u64 {
+    let partitions = partitions.as_array().unwrap().iter();
+    partitions.map(|one| one["records"].as_u64().unwrap()).sum()
+}
+
+/// The ledger, which adds up at any moment: of the spool what waited and came, what waits, was drained, is lost and was
+/// put aside.
+async fn account(producer: &Producer) -> [u64; 6] {
+    let ledger = producer.get("/v1/ledger").await.json();
+    let spool = &ledger["spool"];
+    let terms = [
+        "waiting_at_start",
+        "spooled",
+        "waiting",
+        "drained",
+        "lost",
+        "put_aside",
+    ];
+    let [at_start, spooled, waiting, drained, lost, put_aside] =
+        terms.map(|term| spool[term].as_u64().unwrap());
+    assert_eq!(
+        at_start + spooled,
+        waiting + drained + lost + put_aside,
+        "{ledger}"
+    );
+    assert_eq!(
+        (&ledger["balanced"], &spool["balanced"]),
+        (&json!(true), &json!(true))
+    );
+    let accepted = ledger["accepted"].as_u64().unwrap();
+    assert!(
+        accepted <= spooled + records(&ledger["partitions"]),
+        "{ledger}"
+    );
+    assert!(drained <= records(&spool["partitions"]), "{ledger}");
+    [at_start, spooled, waiting, drained, lost, put_aside]
+}
+
 async fn drained(producer: &Producer) {
     let waiting = async {
         while producer.metric("spool_records") > 0.0
@@ -62,6 +103,7 @@ async fn drained(producer: &Producer) {
         {
             // Only traffic closes a breaker.
             producer.post("/v1/events", event("probe", 0)).await;
+            account(producer).await;
             tokio::time::sleep(Duration::from_millis(50)).await;
         }
     };
@@ -212,6 +254,96 @@ async fn a_start_beside_a_silent_log_that_was_seen_before_keeps_nobody_out() {
     .await;
     assert!(send(&producer, 0).await);
     assert_eq!(producer.metric("spool_records"), 3.0);
+    producer.stop().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_damage_has_cost_stands_in_the_ledger_at_both_doors() {
+    let (dir, spool, address) = (
+        TempDir::new().unwrap(),
+        TempDir::new().unwrap(),
+        free_address().await,
+    );
+    let broker = broker_on(&dir, address).await;
+    let producer = Producer::start(spooling(address, &spool)).await;
+    assert_eq!(account(&producer).await, [0; 6]);
+    broker.shutdown(Duration::from_secs(2)).await;
+    for number in 0..5 {
+        assert!(send(&producer, number).await);
+    }
+    assert_eq!(account(&producer).await, [0, 15, 15, 0, 0, 0]);
+    producer.stop().await.unwrap();
+
+    let files = std::fs::read_dir(spool.path().join("spool")).unwrap();
+    let mut segments: Vec<_> = files.map(|file| file.unwrap().path()).collect();
+    segments.retain(|path| path.extension().is_some_and(|found| found == "seg"));
+    let first = segments.iter().min().unwrap();
+    let mut bytes = std::fs::read(first).unwrap();
+    bytes[streamgauge_spool::frame::HEAD_BYTES + 2] ^= 0x40;
+    std::fs::write(first, bytes).unwrap();
+
+    let producer = Producer::start(spooling(address, &spool)).await;
+    let [at_start, _, waiting, ..] = account(&producer).await;
+    assert_eq!(
+        (at_start, waiting),
+        (15, 15),
+        "it is not known before it is read"
+    );
+    let _broker = broker_on(&dir, address).await;
+    drained(&producer).await;
+    let [at_start, spooled, waiting, drained, lost, put_aside] = account(&producer).await;
+    assert_eq!((at_start, waiting, lost, put_aside), (15, 0, 1, 0));
+    assert_eq!(drained, 14 + spooled);
+    let twin = ProducerLedgerClient::new(producer.channel().await)
+        .read(ProducerLedgerRequest {})
+        .await
+        .unwrap();
+    let twin = twin.into_inner().spool.unwrap();
+    assert_eq!(
+        (twin.waiting_at_start, twin.lost, twin.drained),
+        (15, 1, drained)
+    );
+    assert!(twin.balanced);
+    let on_log: u64 = twin.partitions.iter().map(|one| one.records).sum();
+    assert_eq!(on_log, drained);
+    producer.stop().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_ledger_adds_up_at_any_moment_while_events_come_and_kafka_goes() {
+    let (dir, spool, address) = (
+        TempDir::new().unwrap(),
+        TempDir::new().unwrap(),
+        free_address().await,
+    );
+    let broker = broker_on(&dir, address).await;
+    let producer = Producer::start(spooling(address, &spool)).await;
+    let (client, url) = (producer.client.clone(), producer.url("/v1/events"));
+    let senders: Vec<_> = (0..4)
+        .map(|sender| {
+            let (client, url) = (client.clone(), url.clone());
+            tokio::spawn(async move {
+                for number in 0..100 {
+                    let event = event(&format!("s{sender}"), number);
+                    let sent = client.post(&url).body(event).send().await;
+                    assert!(sent.unwrap().status().as_u16() < 504);
+                }
+            })
+        })
+        .collect();
+    for _ in 0..20 {
+        account(&producer).await;
+    }
+    broker.shutdown(Duration::from_secs(2)).await;
+    while !senders.iter().all(tokio::task::JoinHandle::is_finished) {
+        account(&producer).await;
+    }
+    for sender in senders {
+        sender.await.unwrap();
+    }
+    let _broker = broker_on(&dir, address).await;
+    drained(&producer).await;
+    account(&producer).await;
     producer.stop().await.unwrap();
 }
 

@@ -19,7 +19,7 @@ pub fn answer(view: &View, check: Option<&Check>) -> v1::LedgerResponse {
             let row = view.chains.get(&partition).copied();
             let row = row.unwrap_or_else(|| ChainRow::new(partition));
             v1::PartitionLedger {
-                stray_batches: facts.fold.strays.count(),
+                stray_batches: facts.fold.notes.strays().count(),
                 ..line(&row, source_end(view, partition))
             }
         })
@@ -63,14 +63,8 @@ fn remarks(view: &View, known: &[PartitionFacts], check: Option<&Check>) -> Vec<
                 whole(lost)
             ));
         }
-        if let Some(stray) = facts.fold.strays.first() {
-            remarks.push(format!(
-                "partition {partition}: {} batches began beyond the chain's head and count for nobody, the first at \
-                 offset {} of metrics-data",
-                whole(facts.fold.strays.count()),
-                stray.at
-            ));
-        }
+        let spots = facts.fold.notes.sentences().into_iter();
+        remarks.extend(spots.map(|spot| format!("partition {partition}: {spot}")));
     }
     remarks.push(String::from(
         "dead letters are not compared here; `streamgauge audit` reads them",

@@ -6,7 +6,7 @@
 use std::{sync::Arc, time::Duration};
 
 use arc_swap::ArcSwapOption;
-use streamgauge_audit::{Break, Fold, Pair, PartitionFacts, Stage, StoreSums, Strays, What, Whole};
+use streamgauge_audit::{Break, Fold, Notes, Pair, PartitionFacts, Stage, StoreSums, What, Whole};
 use streamgauge_chain::canary;
 use streamgauge_lifecycle::{SharedClock, Shutdown};
 use tokio::sync::Notify;
@@ -228,7 +228,7 @@ fn row_breaks(view: &View, rows: &[ChainRow]) -> Vec<Break> {
 
 /// What is wrong with a row that stands where memory stands.
 fn altered(kept: &ChainRow, row: &ChainRow) -> Vec<Break> {
-    let mut fold = Fold::of(kept.ledger, Strays::default());
+    let mut fold = Fold::of(kept.ledger, Notes::default());
     let is_same_head = row.ledger.head() == kept.ledger.head();
     fold.at_store_head = is_same_head.then_some(kept.ledger);
     let facts = PartitionFacts {

@@ -25,7 +25,7 @@ pub fn facts(view: &View) -> Vec<PartitionFacts> {
 fn of(view: &View, partition: i32) -> PartitionFacts {
     let row = view.chains.get(&partition).copied();
     let row = row.unwrap_or_else(|| ChainRow::new(partition));
-    let strays = view.strays.get(&partition).copied().unwrap_or_default();
+    let notes = view.notes.get(&partition).copied().unwrap_or_default();
     let head = row.ledger.head();
     let (source_low, source_high) = match view.source_ends.get(&partition) {
         // Only a head that was known before the end was asked for can prove that the source lacks something.
@@ -37,7 +37,7 @@ fn of(view: &View, partition: i32) -> PartitionFacts {
         partition,
         source_low,
         source_high,
-        fold: Fold::of(row.ledger, strays),
+        fold: Fold::of(row.ledger, notes),
         dead_letters: None,
         store: None,
     }

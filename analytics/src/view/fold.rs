@@ -4,7 +4,7 @@
 
 use std::{collections::BTreeMap, sync::Arc};
 
-use streamgauge_audit::Strays;
+use streamgauge_audit::{Counted, Notes};
 use streamgauge_proto::v1::DeltaBatch;
 
 use super::{
@@ -52,6 +52,9 @@ pub struct Fold {
     /// Per partition, the position that the rows had reached from which the recent seconds were loaded. A power cut may
     /// leave the chain behind them: what is read again must not count again.
     loaded: BTreeMap<i32, i64>,
+    /// Per partition, the latest batches that count, at most so many.
+    counted: BTreeMap<i32, Counted>,
+    batches_known_max: usize,
 }
 
 impl Fold {
@@ -76,6 +79,8 @@ impl Fold {
             recent_bytes: 0,
             loaded: checkpointed.clone(),
             checkpointed,
+            counted: BTreeMap::new(),
+            batches_known_max: 0,
         }
     }
 
@@ -83,6 +88,13 @@ impl Fold {
     #[must_use]
     pub fn over(mut self, slot: Slot) -> Self {
         self.view.slot = slot;
+        self
+    }
+
+    /// Remembers at most so many batches of a partition to know a copy of one by.
+    #[must_use]
+    pub fn knowing(mut self, batches_max: usize) -> Self {
+        self.batches_known_max = batches_max;
         self
     }
 
@@ -133,9 +145,14 @@ impl Fold {
         self.view.source_ends = ends;
     }
 
-    /// The batches of a partition that began beyond the head.
-    pub fn strays(&mut self, partition: i32) -> &mut Strays {
-        self.view.strays.entry(partition).or_default()
+    /// What was met in a partition beside the ledger, and the batches to know a copy by.
+    pub fn notes(&mut self, partition: i32) -> (&mut Notes, &mut Counted) {
+        let known_max = self.batches_known_max;
+        let counted = self.counted.entry(partition);
+        (
+            self.view.notes.entry(partition).or_default(),
+            counted.or_insert_with(|| Counted::of(known_max)),
+        )
     }
 
     /// Raises the watermark; it never goes back.

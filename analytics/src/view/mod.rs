@@ -13,7 +13,7 @@ mod seconds;
 
 use std::{collections::BTreeMap, sync::Arc};
 
-use streamgauge_audit::Strays;
+use streamgauge_audit::Notes;
 
 pub use cell::{CellValue, Parts, union_quantiles, union_users};
 pub use fold::{Fold, Limits, Published, Settled};
@@ -74,8 +74,8 @@ pub struct View {
     pub chains: BTreeMap<i32, ChainRow>,
     /// Ends of the source partitions, where known.
     pub source_ends: BTreeMap<i32, SourceEnd>,
-    /// Batches that began beyond the head, per partition, since memory was built.
-    pub strays: BTreeMap<i32, Strays>,
+    /// What was met in the log beside the ledger, per partition, since memory was built.
+    pub notes: BTreeMap<i32, Notes>,
     /// Buckets that end before this are final, microseconds.
     pub watermark_us: i64,
     /// The clock at the latest applied delta, microseconds.

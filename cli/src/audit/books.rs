@@ -142,7 +142,8 @@ impl Books {
         } else {
             // Nothing was read yet, or the topic was made anew or cut behind the reader's back.
             let asked = self.offsets(partition).await?;
-            let mut fold = Fold::new(ends.low, store_head).over(asked);
+            let known = self.config.batches_known_max;
+            let mut fold = Fold::new(ends.low, store_head).over(asked).knowing(known);
             if self.trail > 0 {
                 fold = fold.with_trail(self.trail);
             }
@@ -218,7 +219,10 @@ impl Books {
             let from = self.letters_next[partition].max(ends.low);
             let letters = &mut self.letters;
             let take = |chunk: &streamgauge_kafka::Chunk| {
-                chunk.iter().for_each(|record| letters.record(record));
+                let place = partition as i32;
+                chunk
+                    .iter()
+                    .for_each(|record| letters.record(place, record));
                 bar.inc(chunk.len() as u64);
             };
             // A letter that is read twice counts once.

@@ -6,6 +6,15 @@ use std::collections::{HashMap, HashSet};
 use streamgauge_consumer::dead_letter::{MARK, SOURCE_OFFSET, SOURCE_PARTITION, SOURCE_TOPIC};
 use streamgauge_kafka::{Headers, RecordRef};
 
+/// Records that name no source here.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Foreign {
+    /// How many there are.
+    pub count: u64,
+    /// Partition and offset of the first.
+    pub first: Option<(i32, i64)>,
+}
+
 /// The distinct dead letters of one source topic.
 #[derive(Debug)]
 pub struct DeadLetters {
@@ -14,7 +23,7 @@ pub struct DeadLetters {
     offsets: HashMap<i32, HashSet<i64>>,
     count: usize,
     /// Records without a readable source.
-    pub foreign: u64,
+    pub foreign: Foreign,
     /// Why the count is not the whole: retention, or too many.
     pub incomplete: Option<String>,
 }
@@ -27,20 +36,22 @@ impl DeadLetters {
             max,
             offsets: HashMap::new(),
             count: 0,
-            foreign: 0,
+            foreign: Foreign::default(),
             incomplete: None,
         }
     }
 
-    /// Takes a record of the dead-letter topic in. A mark about a dead letter is none itself: it must not stand in for
+    /// Takes a record of this partition of the dead-letter topic in. A mark about a dead letter is none itself: it must not stand in for
     /// one that is missing.
-    pub fn record(&mut self, record: RecordRef<'_>) {
+    pub fn record(&mut self, own_partition: i32, record: RecordRef<'_>) {
         let mut headers = record.headers;
         if headers.next().is_some_and(|(name, _)| name == MARK) {
             return;
         }
         let Some((partition, offset)) = self.source(record.headers) else {
-            self.foreign += 1;
+            self.foreign.count += 1;
+            let spot = (own_partition, record.offset);
+            self.foreign.first.get_or_insert(spot);
             return;
         };
         if self.count >= self.max {
@@ -96,7 +107,7 @@ mod tests {
         }
         let mut letters = DeadLetters::of("events", max);
         for record in builder.take().expect("records").iter() {
-            letters.record(record);
+            letters.record(0, record);
         }
         letters
     }
@@ -133,8 +144,8 @@ mod tests {
             builder.push(0, 0, None, None, headers);
             let mut letters = DeadLetters::of("events", 10);
             let chunk = builder.take().expect("a record");
-            chunk.iter().for_each(|record| letters.record(record));
-            (letters.within(0, 0, 10), letters.foreign)
+            chunk.iter().for_each(|record| letters.record(0, record));
+            (letters.within(0, 0, 10), letters.foreign.count)
         };
         assert_eq!(count([&mark[..], &source].concat()), (Some(0), 0));
         assert_eq!(count([&source[..], &mark].concat()), (Some(1), 0));
@@ -150,7 +161,8 @@ mod tests {
                 ("events", "0", "1"),
             ],
         );
-        assert_eq!((found.foreign, found.within(0, 0, 10)), (2, Some(1)));
+        assert_eq!((found.foreign.count, found.within(0, 0, 10)), (2, Some(1)));
+        assert_eq!(found.foreign.first, Some((0, 0)));
         let found = letters(1, &[("events", "0", "1"), ("events", "0", "2")]);
         assert_eq!(found.within(0, 0, 10), None);
         assert!(found.incomplete.is_some());

@@ -97,6 +97,8 @@ pub struct AuditConfig {
     pub topics: TopicsConfig,
     /// Most dead letters that are compared; 16 bytes each. With more they are not compared.
     pub dead_letters_max: usize,
+    /// Most batches of a partition that are remembered to know a copy of one by; 150 bytes each.
+    pub batches_known_max: usize,
     /// With --watch: most batches of a partition by which the store may lag and still be compared; 100 bytes each.
     pub watch_batches_max: usize,
 }
@@ -111,6 +113,7 @@ impl Default for AuditConfig {
             fetch: FetchConfig::default(),
             topics: TopicsConfig::default(),
             dead_letters_max: 10_000_000,
+            batches_known_max: 20_000,
             watch_batches_max: 100_000,
         }
     }

@@ -2,9 +2,12 @@
 
 use std::io;
 
-use streamgauge_audit::{Break, PartitionFacts, Rebuilt, StoreSums, Terms};
+use streamgauge_audit::{
+    Break, PartitionFacts, ProducerFacts, Rebuilt, SpoolFacts, StoreSums, Terms,
+};
 
 use super::{
+    dead_letters::Foreign,
     range::{RangeLine, TimeRange},
     services::{Said, Store},
     view,
@@ -24,7 +27,7 @@ pub struct Report {
     /// Why dead letters were not compared.
     pub dead_letters_unknown: Option<String>,
     /// Records in the dead-letter topic that name no source in this system.
-    pub dead_letters_foreign: u64,
+    pub dead_letters_foreign: Foreign,
     /// What the services said.
     pub said: Said,
 }
@@ -147,11 +150,6 @@ impl Report {
 
     fn print_producers(&self, output: &mut Output) -> io::Result<()> {
         for producer in &self.said.producers {
-            let records = producer
-                .acknowledged
-                .iter()
-                .map(|one| one.records)
-                .sum::<u64>();
             output.line(format!(
                 "producer {}: received {} = {} accepted + {} rejected + {} failed + {} in flight; the log acknowledged \
                  {} records",
@@ -161,8 +159,11 @@ impl Report {
                 whole(producer.rejected),
                 whole(producer.failed),
                 whole(producer.in_flight),
-                whole(records),
+                whole(producer.acknowledged_records()),
             ))?;
+            if let Some(spool) = producer.spool.as_ref().filter(|spool| spool.is_used()) {
+                output.line(spool_line(&producer.name, spool))?;
+            }
         }
         Ok(())
     }
@@ -191,12 +192,14 @@ impl Report {
         if let Some(reason) = &self.dead_letters_unknown {
             remarks.push(format!("Dead letters were not compared: {reason}."));
         }
-        if self.dead_letters_foreign > 0 {
-            let count = whole(self.dead_letters_foreign);
+        if let Some((partition, offset)) = self.dead_letters_foreign.first {
+            let count = whole(self.dead_letters_foreign.count);
             remarks.push(format!(
-                "{count} records in the dead-letter topic name no source here."
+                "{count} records in the dead-letter topic name no source here; the first lies at offset {offset} of its \
+                 partition {partition}."
             ));
         }
+        remarks.extend(self.said.producers.iter().flat_map(producer_remarks));
         for reason in &self.said.silent_producers {
             remarks.push(format!("A producer was not compared: {reason}."));
         }
@@ -208,6 +211,11 @@ impl Report {
             remarks.extend(reasons.map(|remark| format!("Analytics says: {remark}.")));
         }
         remarks
+    }
+
+    /// Where the records lie that count for nobody.
+    pub fn spots(&self) -> Vec<String> {
+        self.facts.iter().flat_map(partition_spots).collect()
     }
 
     fn table(&self) -> Table {
@@ -247,6 +255,44 @@ fn cells(terms: &Terms) -> Vec<String> {
     cells
 }
 
+fn spool_line(producer: &str, spool: &SpoolFacts) -> String {
+    format!(
+        "spool of producer {producer}: {} waited + {} came = {} wait + {} drained + {} lost + {} put aside; the log \
+         acknowledged {} records",
+        whole(spool.waiting_at_start),
+        whole(spool.spooled),
+        whole(spool.waiting),
+        whole(spool.drained),
+        whole(spool.lost),
+        whole(spool.put_aside),
+        whole(spool.acknowledged_records()),
+    )
+}
+
+fn producer_remarks(producer: &ProducerFacts) -> Vec<String> {
+    let name = &producer.name;
+    let Some(spool) = &producer.spool else {
+        return vec![format!(
+            "Producer {name} says nothing of a spool: what it accepted was not held against what the log acknowledged."
+        )];
+    };
+    let mut remarks = Vec::new();
+    if spool.waiting > 0 {
+        remarks.push(format!(
+            "Producer {name}: {} events wait in the spool; they are in flight, and in no partition yet.",
+            whole(spool.waiting)
+        ));
+    }
+    if spool.put_aside > 0 {
+        remarks.push(format!(
+            "Producer {name}: {} accepted events of the spool were put aside, since the log does not take them; the files \
+             beside the spool (*.kept) hold them.",
+            whole(spool.put_aside)
+        ));
+    }
+    remarks
+}
+
 fn partition_remarks(facts: &PartitionFacts) -> Vec<String> {
     let (partition, fold) = (facts.partition, &facts.fold);
     let mut remarks = Vec::new();
@@ -256,29 +302,14 @@ fn partition_remarks(facts: &PartitionFacts) -> Vec<String> {
             "Partition {partition}: retention has cut metrics-data; the books begin at offset {base}."
         ));
     }
-    let void = fold.ledger.void_batches();
-    if void > 0 {
-        remarks.push(format!(
-            "Partition {partition}: {} batches are void and count for nobody.",
-            whole(void)
-        ));
-    }
-    if let Some(stray) = fold.strays.first() {
-        remarks.push(format!(
-            "Partition {partition}: {} of them began beyond the chain's head, as no consumer writes them; the first \
-             lies at offset {} of metrics-data and begins at {} of the source.",
-            whole(fold.strays.count()),
-            stray.at,
-            stray.from
-        ));
-    }
-    if fold.undecodable > 0 {
-        remarks.push(format!(
-            "Partition {partition}: {} records of metrics-data are no batches and count for nobody.",
-            whole(fold.undecodable)
-        ));
-    }
+    remarks.extend(partition_spots(facts));
     remarks
+}
+
+fn partition_spots(facts: &PartitionFacts) -> impl Iterator<Item = String> {
+    let (partition, spots) = (facts.partition, facts.fold.notes.sentences());
+    let spots = spots.into_iter();
+    spots.map(move |spot| format!("Partition {partition}: {spot}."))
 }
 
 #[cfg(test)]

@@ -29,7 +29,7 @@ pub fn report() -> Report {
         late: 2,
         ..Outcomes::default()
     };
-    let mut fold = Fold::new(0, Some(1000));
+    let mut fold = Fold::new(0, Some(1000)).knowing(8);
     fold.record(0, Some(&batch(0, 1000, outcomes)));
     let store = PartitionLedger {
         head: 1000,
@@ -50,7 +50,7 @@ pub fn report() -> Report {
         facts: vec![facts],
         range: None,
         dead_letters_unknown: None,
-        dead_letters_foreign: 0,
+        dead_letters_foreign: Foreign::default(),
         said: Said {
             store: Store::Answered {
                 rows: vec![store],
@@ -77,6 +77,7 @@ pub fn report() -> Report {
                     first: 0,
                     last: 1004,
                 }],
+                spool: Some(SpoolFacts::default()),
                 ..ProducerFacts::default()
             }],
             silent_producers: Vec::new(),
@@ -154,6 +155,58 @@ fn an_acknowledged_event_that_the_log_lacks_is_lost() {
 }
 
 #[test]
+fn what_waits_in_a_spool_is_in_flight_and_what_it_lost_is_broken() {
+    let mut report = report();
+    report.said.producers[0].spool = Some(SpoolFacts {
+        waiting_at_start: 7,
+        spooled: 20,
+        waiting: 21,
+        drained: 5,
+        put_aside: 1,
+        acknowledged: vec![Acknowledged {
+            partition: 0,
+            records: 5,
+            first: 990,
+            last: 994,
+        }],
+        ..SpoolFacts::default()
+    });
+    assert_eq!(report.exit(), Exit::Ok);
+    let text = print(&report, false);
+    for part in [
+        "spool of producer p:1: 7 waited + 20 came = 21 wait + 5 drained + 0 lost + 1 put aside; the log acknowledged 5",
+        "Producer p:1: 21 events wait in the spool; they are in flight",
+        "1 accepted events of the spool were put aside",
+    ] {
+        assert!(text.contains(part), "no {part} in: {text}");
+    }
+    let spool = report.said.producers[0].spool.as_mut().expect("given");
+    (spool.waiting, spool.lost) = (18, 3);
+    assert_eq!(report.exit(), Exit::No);
+    let text = print(&report, false);
+    let broken = "BROKEN at the spool of producer p:1 by 3: the spool is damaged";
+    assert!(text.contains(broken), "{text}");
+    let json = json(&report);
+    assert_eq!(json["breaks"][0]["what"], "spool_lost");
+    assert_eq!(json["producers"][0]["spool"]["lost"], 3);
+    assert_eq!(json["producers"][0]["spool"]["acknowledged_records"], 5);
+    report.said.producers[0].spool = None;
+    assert_eq!(report.exit(), Exit::Ok);
+    assert!(print(&report, false).contains("Producer p:1 says nothing of a spool"));
+}
+
+#[test]
+fn events_that_were_accepted_and_never_acknowledged_are_told() {
+    let mut report = report();
+    report.said.producers[0].acknowledged.clear();
+    assert_eq!(report.exit(), Exit::No);
+    let broken =
+        "BROKEN at producer p:1 by 1005: more events are called safe than the log acknowledged";
+    let text = print(&report, false);
+    assert!(text.contains(broken), "{text}");
+}
+
+#[test]
 fn rows_that_are_not_what_was_counted_are_told() {
     let mut report = report();
     if let Store::Answered { sums, .. } = &mut report.said.store {
@@ -205,29 +258,51 @@ fn what_a_rebuild_counted_otherwise_is_told_and_balances() {
 }
 
 #[test]
-fn a_forged_batch_balances_and_is_mentioned() {
+fn what_was_added_by_hand_balances_and_is_named_by_its_spot() {
     let mut report = report();
-    let outcomes = Outcomes {
-        counted: 10,
+    let counted = |counted| Outcomes {
+        counted,
         ..Outcomes::default()
     };
-    report.facts[0]
-        .fold
-        .record(1, Some(&batch(0, 10, outcomes)));
-    report.facts[0]
-        .fold
-        .record(2, Some(&batch(5_000, 5_010, outcomes)));
-    report.facts[0].fold.record(3, Some(b"no batch"));
-    assert_eq!(report.exit(), Exit::Ok);
+    let original = Outcomes {
+        counted: 990,
+        duplicate: 8,
+        late: 2,
+        ..Outcomes::default()
+    };
+    let fold = &mut report.facts[0].fold;
+    fold.record(1, Some(&batch(0, 1000, original)));
+    fold.record(2, Some(&batch(0, 1000, counted(1000))));
+    fold.record(3, Some(&batch(5_000, 5_010, counted(10))));
+    fold.record(4, Some(b"no batch"));
+    report.dead_letters_foreign = Foreign {
+        count: 2,
+        first: Some((1, 7)),
+    };
+    assert_eq!(report.exit(), Exit::Ok, "it counts for nobody");
     let text = print(&report, false);
     for part in [
-        "2 batches are void",
-        "1 of them began beyond the chain's head",
-        "lies at offset 2 of metrics-data and begins at 5000",
-        "1 records of metrics-data are no batches",
+        "Partition 0: 3 batches are void and count for nobody; the first lies at offset 1 of metrics-data",
+        "1 of them are, byte for byte, batches that count; the first lies at offset 1 of metrics-data",
+        "1 of them contradict batches that count; the first lies at offset 2 of metrics-data",
+        "1 of them began beyond the chain's head, as no consumer writes them; the first lies at offset 3 of metrics-data \
+         and begins at 5000",
+        "1 records of metrics-data are no batches and count for nobody; the first lies at offset 4",
+        "2 records in the dead-letter topic name no source here; the first lies at offset 7 of its partition 1.",
     ] {
         assert!(text.contains(part), "no {part} in: {text}");
     }
+    let json = json(&report);
+    assert_eq!(
+        json["partitions"][0]["spots"],
+        serde_json::json!([
+            {"what": "void", "count": 3, "first_offset": 1, "last_offset": 3, "covers": [0, 1000]},
+            {"what": "copy", "count": 1, "first_offset": 1, "covers": [0, 1000], "against_offset": 0},
+            {"what": "contradiction", "count": 1, "first_offset": 2, "covers": [0, 1000], "against_offset": 0},
+            {"what": "stray", "count": 1, "first_offset": 3},
+            {"what": "undecodable", "count": 1, "first_offset": 4},
+        ])
+    );
 }
 
 #[test]

@@ -2,10 +2,13 @@
 
 use std::time::Duration;
 
-use streamgauge_audit::{Acknowledged, Pair, ProducerFacts, Rebuilt, Shift, StoreSums, Whole};
+use streamgauge_audit::{
+    Acknowledged, Pair, ProducerFacts, Rebuilt, Shift, SpoolFacts, StoreSums, Whole,
+};
 use streamgauge_proto::v1::{
-    LedgerRequest, LedgerResponse, PartitionLedger, ProducerLedgerRequest, ProducerLedgerResponse,
-    StoreRebuilt, producer_ledger_client::ProducerLedgerClient,
+    AcknowledgedPartition, LedgerRequest, LedgerResponse, PartitionLedger, ProducerLedgerRequest,
+    ProducerLedgerResponse, SpoolLedger, StoreRebuilt,
+    producer_ledger_client::ProducerLedgerClient,
 };
 
 use crate::{
@@ -161,12 +164,6 @@ fn rebuilt(told: StoreRebuilt) -> Rebuilt {
 }
 
 fn producer_facts(address: &str, answer: ProducerLedgerResponse) -> ProducerFacts {
-    let acknowledged = answer.partitions.into_iter().map(|one| Acknowledged {
-        partition: one.partition,
-        records: one.records,
-        first: one.first_offset,
-        last: one.last_offset,
-    });
     ProducerFacts {
         name: address.to_owned(),
         received: answer.received,
@@ -174,8 +171,33 @@ fn producer_facts(address: &str, answer: ProducerLedgerResponse) -> ProducerFact
         rejected: answer.rejected,
         failed: answer.failed,
         in_flight: answer.in_flight,
-        acknowledged: acknowledged.collect(),
+        acknowledged: acknowledged(answer.partitions),
+        spool: answer.spool.map(spool_facts),
     }
+}
+
+fn spool_facts(spool: SpoolLedger) -> SpoolFacts {
+    SpoolFacts {
+        waiting_at_start: spool.waiting_at_start,
+        spooled: spool.spooled,
+        waiting: spool.waiting,
+        drained: spool.drained,
+        lost: spool.lost,
+        put_aside: spool.put_aside,
+        acknowledged: acknowledged(spool.partitions),
+    }
+}
+
+fn acknowledged(partitions: Vec<AcknowledgedPartition>) -> Vec<Acknowledged> {
+    let partitions = partitions.into_iter();
+    partitions
+        .map(|one| Acknowledged {
+            partition: one.partition,
+            records: one.records,
+            first: one.first_offset,
+            last: one.last_offset,
+        })
+        .collect()
 }
 
 #[cfg(test)]

@@ -1,7 +1,9 @@
 //! What an audit tells, for machines.
 
 use serde::Serialize;
-use streamgauge_audit::{Break, PartitionFacts, Rebuilt, Shift, StoreSums, Terms, What};
+use streamgauge_audit::{
+    Break, PartitionFacts, Rebuilt, Shift, SpoolFacts, SpotLine, StoreSums, Terms, What,
+};
 
 use super::{range::RangeLine, report::Report};
 use crate::times;
@@ -38,6 +40,7 @@ struct PartitionView {
     void_batches: u64,
     stray_batches: u64,
     undecodable: u64,
+    spots: Vec<SpotLine>,
     about_to_be_missing: i64,
     dead_letters_found: Option<u64>,
     store_head: Option<i64>,
@@ -61,6 +64,19 @@ struct ProducerView {
     rejected: u64,
     failed: u64,
     in_flight: u64,
+    acknowledged_records: u64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    spool: Option<SpoolView>,
+}
+
+#[derive(Serialize)]
+struct SpoolView {
+    waiting_at_start: u64,
+    spooled: u64,
+    waiting: u64,
+    drained: u64,
+    lost: u64,
+    put_aside: u64,
     acknowledged_records: u64,
 }
 
@@ -119,12 +135,27 @@ impl From<&PartitionFacts> for PartitionView {
             terms: facts.terms(),
             valid_batches: ledger.valid_batches(),
             void_batches: ledger.void_batches(),
-            stray_batches: facts.fold.strays.count(),
-            undecodable: facts.fold.undecodable,
+            stray_batches: facts.fold.notes.strays().count(),
+            undecodable: facts.fold.notes.spots().undecodable.count(),
+            spots: facts.fold.notes.lines(),
             about_to_be_missing: facts.about_to_be_missing(),
             dead_letters_found: facts.dead_letters,
             store_head: facts.store.as_ref().map(|store| store.head),
             truncated: facts.fold.truncated,
+        }
+    }
+}
+
+impl From<&SpoolFacts> for SpoolView {
+    fn from(spool: &SpoolFacts) -> Self {
+        Self {
+            waiting_at_start: spool.waiting_at_start,
+            spooled: spool.spooled,
+            waiting: spool.waiting,
+            drained: spool.drained,
+            lost: spool.lost,
+            put_aside: spool.put_aside,
+            acknowledged_records: spool.acknowledged_records(),
         }
     }
 }
@@ -165,7 +196,8 @@ pub fn of(report: &Report) -> View {
         rejected: one.rejected,
         failed: one.failed,
         in_flight: one.in_flight,
-        acknowledged_records: one.acknowledged.iter().map(|one| one.records).sum(),
+        acknowledged_records: one.acknowledged_records(),
+        spool: one.spool.as_ref().map(SpoolView::from),
     });
     View {
         balanced: breaks.is_empty(),

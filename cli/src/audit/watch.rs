@@ -26,7 +26,7 @@ const ROUNDS_QUIET_MAX: u32 = 6;
 /// What a round is recognised by: when it is as before, nothing is said.
 #[derive(PartialEq)]
 enum Seen {
-    Books(Terms, Vec<Break>, Option<String>),
+    Books(Terms, Vec<Break>, Option<String>, Vec<String>),
     Unreachable,
 }
 
@@ -115,7 +115,12 @@ impl Log {
     fn round(&mut self, report: &Report, output: &mut Output) -> io::Result<()> {
         let (breaks, at) = (report.breaks(), times::show(times::now_us()));
         let store = report.store_not_compared().map(str::to_owned);
-        let seen = Seen::Books(report.total(), breaks.clone(), store);
+        let spots = report.spots();
+        let seen = Seen::Books(report.total(), breaks.clone(), store, spots.clone());
+        let known = match &self.seen {
+            Some(Seen::Books(.., known)) => known.clone(),
+            Some(Seen::Unreachable) | None => Vec::new(),
+        };
         if self.is_new(seen) {
             if output.json() {
                 let view = view::of(report);
@@ -131,6 +136,9 @@ impl Log {
             for found in &breaks {
                 let broken = output.paint(Paint::Red, &found.to_string());
                 output.line(format!("{at} {broken}"))?;
+            }
+            for spot in spots.iter().filter(|spot| !known.contains(spot)) {
+                output.line(format!("{at} {spot}"))?;
             }
         } else if self.is_due() {
             let balanced = breaks.is_empty();
@@ -199,15 +207,25 @@ mod tests {
         }
         books.facts[0].source_high += 1;
         log.round(&books, &mut output).expect("memory");
+        for at in [1, 2] {
+            books.facts[0].fold.record(at, Some(b"no batch"));
+            log.round(&books, &mut output).expect("memory");
+        }
         let text = out.text();
         let lines: Vec<&str> = text.lines().collect();
-        assert_eq!(lines.len(), 3, "{text}");
+        assert_eq!(lines.len(), 7, "{text}");
         assert!(
             lines[0].contains("Z balanced: end - start = 1,005"),
             "{text}"
         );
         assert!(lines[1].ends_with("balanced, as before"), "{text}");
         assert!(lines[2].contains("1,006"), "{text}");
+        let spot = "Partition 0: 1 records of metrics-data are no batches";
+        assert!(lines[4].contains(spot), "{text}");
+        assert!(
+            lines[6].ends_with("offset 1; the last lies at 2."),
+            "{text}"
+        );
     }
 
     #[test]

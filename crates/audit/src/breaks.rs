@@ -50,6 +50,12 @@ pub enum What {
     Tiers,
     /// What a producer received is not what it accepted, rejected and failed.
     ProducerImbalance,
+    /// A producer accepted more than its spool took and the log acknowledged, or its spool drained more than that.
+    Unacknowledged,
+    /// What a spool took is not what waits in it, was drained, is lost and was put aside.
+    SpoolImbalance,
+    /// A spool was damaged, and accepted events are lost.
+    SpoolLost,
     /// A producer acknowledged records that the log does not hold.
     AcknowledgedLost,
 }
@@ -69,7 +75,7 @@ pub enum Stage {
 
 impl What {
     /// Every one, in the order of the pipeline.
-    pub const ALL: [Self; 14] = [
+    pub const ALL: [Self; 17] = [
         Self::Imbalance,
         Self::BeyondSource,
         Self::BatchesGone,
@@ -83,6 +89,9 @@ impl What {
         Self::Aggregates,
         Self::Tiers,
         Self::ProducerImbalance,
+        Self::Unacknowledged,
+        Self::SpoolImbalance,
+        Self::SpoolLost,
         Self::AcknowledgedLost,
     ];
 
@@ -102,6 +111,9 @@ impl What {
             Self::Aggregates => "aggregates",
             Self::Tiers => "tiers",
             Self::ProducerImbalance => "producer_imbalance",
+            Self::Unacknowledged => "unacknowledged",
+            Self::SpoolImbalance => "spool_imbalance",
+            Self::SpoolLost => "spool_lost",
             Self::AcknowledgedLost => "acknowledged_lost",
         }
     }
@@ -130,6 +142,15 @@ impl What {
             }
             Self::Tiers => "rows over the same time add up otherwise than in longer buckets",
             Self::ProducerImbalance => "received is not accepted + rejected + failed + in flight",
+            Self::Unacknowledged => {
+                "more events are called safe than the log acknowledged and the spool took"
+            }
+            Self::SpoolImbalance => {
+                "what waited and came is not what waits + was drained + is lost + was put aside"
+            }
+            Self::SpoolLost => {
+                "the spool is damaged: events that were accepted cannot be read any more"
+            }
             Self::AcknowledgedLost => {
                 "records that were acknowledged are lost: the log ends before them"
             }
@@ -150,7 +171,11 @@ impl What {
             | Self::StoreRow
             | Self::Aggregates
             | Self::Tiers => Stage::Store,
-            Self::ProducerImbalance | Self::AcknowledgedLost => Stage::Producer,
+            Self::ProducerImbalance
+            | Self::Unacknowledged
+            | Self::SpoolImbalance
+            | Self::SpoolLost
+            | Self::AcknowledgedLost => Stage::Producer,
         }
     }
 }

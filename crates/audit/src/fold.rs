@@ -3,67 +3,9 @@
 
 use std::collections::VecDeque;
 
-use streamgauge_chain::{Ledger, Outcomes, Range, Verdict, canary, delta};
-use streamgauge_proto::v1::{DeltaBatch, SeriesDelta};
+use streamgauge_chain::{Ledger, Outcomes, Range, Verdict, delta};
 
-/// A batch that began beyond the head.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Stray {
-    /// Its first source offset.
-    pub from: i64,
-    /// Its offset in `metrics-data`.
-    pub at: i64,
-}
-
-/// Batches that began beyond the head. No honest writer begins there: what led up to such a batch was removed, or the
-/// batch was added by hand. Both are told; which it is shows once the chain has gone on.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Strays {
-    count: u64,
-    first: Option<Stray>,
-    /// The least of those that the chain has not reached.
-    waiting: Option<Stray>,
-}
-
-impl Strays {
-    /// A void batch was read while the chain stood at `head`.
-    pub fn void(&mut self, head: i64, range: Range, at: i64) {
-        if range.from() <= head {
-            return;
-        }
-        let stray = Stray {
-            from: range.from(),
-            at,
-        };
-        self.count += 1;
-        self.first.get_or_insert(stray);
-        if self.waiting.is_none_or(|least| stray.from < least.from) {
-            self.waiting = Some(stray);
-        }
-    }
-
-    /// The chain went on to `head`: somebody wrote what lies before the strays that it has reached.
-    pub fn went_on(&mut self, head: i64) {
-        if self.waiting.is_some_and(|stray| stray.from <= head) {
-            self.waiting = None;
-        }
-    }
-
-    /// How many there were.
-    pub const fn count(&self) -> u64 {
-        self.count
-    }
-
-    /// The first that there was.
-    pub const fn first(&self) -> Option<Stray> {
-        self.first
-    }
-
-    /// The least that the chain has not reached.
-    pub const fn waiting(&self) -> Option<Stray> {
-        self.waiting
-    }
-}
+use crate::notes::{Counted, Met, Notes};
 
 /// The valid batches that cover a range of source offsets.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -105,21 +47,18 @@ pub struct Fold {
     pub ledger: Ledger,
     /// The ledger at the moment its head was the store's.
     pub at_store_head: Option<Ledger>,
-    /// Records that are no batch.
-    pub undecodable: u64,
     /// Retention removed the beginning: the ledger starts at `base`, not at 0.
     pub truncated: bool,
-    /// Batches that began beyond the head.
-    pub strays: Strays,
-    /// The first source offset of the first valid batch whose series add up otherwise than it counts, and the sum of
-    /// the differences of all such batches.
-    pub contents: Option<(i64, i64)>,
+    /// What else was met in the log.
+    pub notes: Notes,
     /// What covers the range asked for.
     pub covered: Option<Covered>,
     /// The store is behind the ledgers that are remembered: it cannot be compared.
     pub store_unknown: bool,
     store_head: Option<i64>,
     linked: bool,
+    /// Batches that count, to know a copy by.
+    counted: Counted,
     /// Ledgers behind the store's head, for the next comparison.
     trail: VecDeque<Ledger>,
     trail_max: usize,
@@ -128,7 +67,7 @@ pub struct Fold {
 impl Fold {
     /// An empty fold of a partition whose first record has this offset.
     pub fn new(low: i64, store_head: Option<i64>) -> Self {
-        let mut fold = Self::of(Ledger::starting_at(0), Strays::default());
+        let mut fold = Self::of(Ledger::starting_at(0), Notes::default());
         fold.truncated = low > 0;
         fold.linked = low == 0;
         fold.store_head = store_head;
@@ -137,18 +76,17 @@ impl Fold {
     }
 
     /// The fold of somebody who has followed the log and kept its ledger.
-    pub const fn of(ledger: Ledger, strays: Strays) -> Self {
+    pub const fn of(ledger: Ledger, notes: Notes) -> Self {
         Self {
             ledger,
             at_store_head: None,
-            undecodable: 0,
             truncated: false,
-            strays,
-            contents: None,
+            notes,
             covered: None,
             store_unknown: false,
             store_head: None,
             linked: true,
+            counted: Counted::of(0),
             trail: VecDeque::new(),
             trail_max: 0,
         }
@@ -157,6 +95,12 @@ impl Fold {
     /// Also adds up the batches that cover `[from, to)`.
     pub fn over(mut self, range: Option<(i64, i64)>) -> Self {
         self.covered = range.map(Covered::new);
+        self
+    }
+
+    /// Remembers at most so many of the batches that count, to know a copy of one by.
+    pub fn knowing(mut self, batches_max: usize) -> Self {
+        self.counted = Counted::of(batches_max);
         self
     }
 
@@ -190,38 +134,44 @@ impl Fold {
 
     /// Takes the record at `at` of `metrics-data` in.
     pub fn record(&mut self, at: i64, payload: Option<&[u8]>) {
-        let Some(Ok(batch)) = payload.map(delta::decode) else {
-            self.undecodable += 1;
+        let Some((payload, Ok(batch))) = payload.map(|payload| (payload, delta::decode(payload)))
+        else {
+            self.notes.undecodable(at);
             return;
         };
         let Ok(range) = delta::range(&batch) else {
-            self.undecodable += 1;
+            self.notes.undecodable(at);
             return;
         };
         // Without the beginning, where the chain stands is not known until two batches follow one
         // another: the one that starts furthest on is the best guess.
         if !self.linked && range.from() > self.ledger.head() {
             self.ledger = Ledger::starting_at(range.from());
+            self.counted.clear();
         } else if range.from() == self.ledger.head() {
             self.linked = true;
         }
         let (head, outcomes) = (self.ledger.head(), delta::outcomes(&batch));
+        let met = Met {
+            at,
+            range,
+            outcomes,
+            payload,
+        };
         match self.ledger.offer(range, outcomes) {
-            Verdict::Valid => self.valid(&batch, range, outcomes),
-            Verdict::Void if self.linked => self.strays.void(head, range, at),
+            Verdict::Valid => {
+                self.notes.valid(&met, &batch, &mut self.counted);
+                self.valid(range, outcomes);
+            }
+            // Until then it is not known either what lies beyond the head.
+            Verdict::Void if self.linked => self.notes.void(head, &met, &self.counted),
             Verdict::Void => {}
         }
     }
 
-    fn valid(&mut self, batch: &DeltaBatch, range: Range, outcomes: Outcomes) {
-        self.strays.went_on(range.to());
+    fn valid(&mut self, range: Range, outcomes: Outcomes) {
         if let Some(covered) = &mut self.covered {
             covered.valid(range, outcomes);
-        }
-        let difference = contents_difference(batch, outcomes.counted);
-        if difference != 0 {
-            let (_, sum) = self.contents.get_or_insert((range.from(), 0));
-            *sum = sum.saturating_add(difference);
         }
         self.remember();
     }
@@ -246,31 +196,14 @@ impl Fold {
     }
 }
 
-/// How many more events a batch counts than it adds to the event types, or else to the series of all events.
-fn contents_difference(batch: &DeltaBatch, counted: u64) -> i64 {
-    let difference = |sum: u64| counted as i64 - sum as i64;
-    let types = batch.types.iter().map(|entry| entry.count);
-    let by_type = difference(types.fold(0, u64::saturating_add));
-    if by_type != 0 {
-        return by_type;
-    }
-    let of = |name| batch.series.iter().find(|series| series.series == name);
-    let sum = |series: &SeriesDelta| {
-        let cells = series.cells.iter().map(|cell| cell.count);
-        cells.fold(0, u64::saturating_add)
-    };
-    of(canary::ALL).map_or(0, |all| {
-        difference(sum(all).saturating_add(of(canary::SERIES).map_or(0, sum)))
-    })
-}
-
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
     use prost::Message;
-    use streamgauge_proto::v1::{Cell, TypeCount};
+    use streamgauge_proto::v1::{Cell, DeltaBatch, SeriesDelta, TypeCount};
 
     use super::*;
+    use crate::notes::{Stray, Strays};
 
     fn batch(from: i64, to: i64) -> DeltaBatch {
         let counted = (to - from) as u64;
@@ -315,22 +248,28 @@ mod tests {
             (fold.ledger.valid_batches(), fold.ledger.void_batches()),
             (2, 2)
         );
-        assert_eq!(fold.undecodable, 2);
+        assert_eq!(fold.notes.spots().undecodable.count(), 2);
         let then = fold.at_store_head.expect("passed by");
         assert_eq!((then.head(), then.outcomes().counted), (10, 10));
-        assert_eq!(fold.contents, None);
+        assert_eq!(fold.notes.contents(), None);
     }
 
     #[test]
     fn a_batch_beyond_the_head_is_told_until_the_chain_has_reached_it() {
         let mut found = fold(0, None, &[(0, 10), (20, 30), (30, 40)]);
-        assert_eq!(found.strays.waiting(), Some(Stray { from: 20, at: 1 }));
-        assert_eq!(found.strays.count(), 2);
+        assert_eq!(
+            found.notes.strays().waiting(),
+            Some(Stray { from: 20, at: 1 })
+        );
+        assert_eq!(found.notes.strays().count(), 2);
         record(&mut found, &[(10, 25)]);
-        assert_eq!(found.strays.waiting(), None);
-        assert_eq!(found.strays.first(), Some(Stray { from: 20, at: 1 }));
+        assert_eq!(found.notes.strays().waiting(), None);
+        assert_eq!(
+            found.notes.strays().first(),
+            Some(Stray { from: 20, at: 1 })
+        );
         let zombie = fold(0, None, &[(0, 10), (0, 7), (10, 20)]);
-        assert_eq!(zombie.strays, Strays::default());
+        assert_eq!(zombie.notes.strays(), &Strays::default());
     }
 
     #[test]
@@ -340,7 +279,7 @@ mod tests {
         let mut fold = fold(0, None, &[(0, 10)]);
         fold.record(1, Some(&forged.encode_to_vec()));
         fold.record(2, Some(&batch(20, 30).encode_to_vec()));
-        assert_eq!(fold.contents, Some((10, 10)));
+        assert_eq!(fold.notes.contents(), Some((10, 10)));
     }
 
     #[test]
@@ -357,7 +296,7 @@ mod tests {
             sent.series = counts.iter().map(|(name, n)| series(name, *n)).collect();
             let mut fold = Fold::new(0, None);
             fold.record(0, Some(&sent.encode_to_vec()));
-            fold.contents
+            fold.notes.contents()
         };
         assert_eq!(contents(&[("all", 7), ("canary", 3)]), None);
         assert_eq!(contents(&[("canary", 10)]), None);
@@ -418,7 +357,7 @@ mod tests {
             let gone = chain.remove(which.index(lengths.len() - 1));
             let fold = fold(0, None, &chain);
             prop_assert_eq!(fold.ledger.head(), gone.0);
-            prop_assert_eq!(fold.strays.waiting().map(|stray| stray.from), Some(gone.1));
+            prop_assert_eq!(fold.notes.strays().waiting().map(|stray| stray.from), Some(gone.1));
         }
 
         /// The batches that cover a range tile it.

@@ -62,7 +62,7 @@ impl PartitionFacts {
         }
         let gone = self.batches_gone();
         breaks.extend(gone.clone());
-        if let Some((since, by)) = self.fold.contents {
+        if let Some((since, by)) = self.fold.notes.contents() {
             breaks.push(found(by, since, What::BatchContents));
         }
         let expected = ledger.outcomes().late + ledger.outcomes().dead_lettered;
@@ -84,7 +84,7 @@ impl PartitionFacts {
     /// A batch that lies within the source and beyond the head: what leads up to it is gone. One beyond the source as
     /// well was made up, and counts for nobody.
     fn batches_gone(&self) -> Option<Break> {
-        let (stray, head) = (self.fold.strays.waiting()?, self.fold.ledger.head());
+        let (stray, head) = (self.fold.notes.strays().waiting()?, self.fold.ledger.head());
         let is_within = head < stray.from && stray.from <= self.source_high;
         is_within.then(|| Break::at(self.partition, stray.from - head, head, What::BatchesGone))
     }
@@ -295,7 +295,7 @@ mod tests {
         let mut facts = facts();
         facts.fold.record(2, Some(&counted(1_000, 1_010)));
         assert_eq!(facts.breaks(), []);
-        assert_eq!(facts.fold.strays.count(), 1);
+        assert_eq!(facts.fold.notes.strays().count(), 1);
     }
 
     #[test]

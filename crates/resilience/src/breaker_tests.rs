@@ -104,7 +104,12 @@ async fn only_one_probe_goes_at_a_time() {
 #[tokio::test]
 async fn calls_of_another_time_are_not_listened_to() {
     use BreakerState::{Closed, HalfOpen, Open};
-    let reports: [fn(Permit<'_>); 4] = [Permit::failure, Permit::success, Permit::neutral, drop];
+    let reports: [fn(Permit<'_>); 4] = [
+        |permit| permit.failure(),
+        |permit| permit.success(),
+        |permit| permit.neutral(),
+        |permit| drop(permit),
+    ];
     for stale in reports {
         let (breaker, recorder) = breaker(&quick());
         let early: Vec<_> = (0..3).map(|_| breaker.try_acquire().unwrap()).collect();
@@ -128,7 +133,12 @@ async fn calls_of_another_time_are_not_listened_to() {
 
 #[tokio::test]
 async fn a_probe_whose_place_was_given_to_another_is_not_listened_to() {
-    let reports: [fn(Permit<'_>); 4] = [Permit::failure, Permit::success, Permit::neutral, drop];
+    let reports: [fn(Permit<'_>); 4] = [
+        |permit| permit.failure(),
+        |permit| permit.success(),
+        |permit| permit.neutral(),
+        |permit| drop(permit),
+    ];
     for late in reports {
         let (breaker, _) = breaker(&BreakerConfig {
             open_max_ms: 100,

@@ -73,7 +73,9 @@ async fn main() -> Result<(), Box<dyn Error>> {
     let begun = Instant::now();
     while !spool.is_idle() {
         let stretch = drainer.next(2_000, 1 << 20).await?;
-        drainer.acknowledge(&stretch).await?;
+        drainer
+            .acknowledge(&stretch, stretch.records().len() as u64)
+            .await?;
     }
     let per_second = appended as f64 / begun.elapsed().as_secs_f64();
     writeln!(out, "read back and forgotten: {per_second:.0} records/s")?;

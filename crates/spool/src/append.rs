@@ -14,7 +14,7 @@ use crate::error::{AppendError, ErrorKind};
 use crate::files::Appending;
 use crate::frame::{self, BODY_BYTES_MAX, HEAD_BYTES};
 use crate::segment::Name;
-use crate::state::{Depth, Refusal, Reservation, Segment, Shared};
+use crate::state::{Account, Depth, Refusal, Reservation, Segment, Shared};
 
 /// Draws the salts of segments.
 pub type Salts = Box<dyn FnMut() -> u64 + Send>;
@@ -161,6 +161,11 @@ impl Spool {
         self.inner.shared.depth()
     }
 
+    /// What came in since the spool was opened, and what became of it.
+    pub fn account(&self) -> Account {
+        self.inner.shared.account()
+    }
+
     /// Appends that are not decided yet.
     pub fn waiting(&self) -> u64 {
         self.inner.shared.with(|state| state.pending_appends)
@@ -245,6 +250,7 @@ impl Writer {
         let Some(active) = &mut self.active else {
             return Err(io::Error::other("there is no segment"));
         };
+        let records: u64 = group.iter().map(|job| job.records.len() as u64).sum();
         let mut buffer = Vec::with_capacity(framed_bytes(group));
         let mut seq = first_seq;
         for job in group {
@@ -267,6 +273,7 @@ impl Writer {
                 state.oldest_us = first_us;
             }
             state.next_seq = seq;
+            state.account.spooled += records;
             state.failing = None;
         });
         self.shared.confirmed.send_replace(seq);

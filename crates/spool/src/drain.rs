@@ -1,6 +1,7 @@
 //! The draining side: gives records out in order and forgets them once they are acknowledged.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
@@ -18,6 +19,8 @@ pub struct Drainer {
     persist_interval: Duration,
     persisted: u64,
     persisted_at: Instant,
+    /// Records of the stretch in hand that nobody takes.
+    put_aside: AtomicU64,
 }
 
 struct Reading {
@@ -39,6 +42,7 @@ impl Drainer {
             reading: Arc::new(Mutex::new(Reading { reader, ahead })),
             persist_interval,
             persisted_at: Instant::now(),
+            put_aside: AtomicU64::new(0),
             shared,
         }
     }
@@ -79,13 +83,18 @@ impl Drainer {
         }
     }
 
-    /// The records of the stretch are where they belong, and will not be given out again, unless a crash forgets what
-    /// was not yet written down.
+    /// The records of the stretch are where they belong, so many of them delivered and the others kept, and will not be
+    /// given out again, unless a crash forgets what was not yet written down.
     ///
     /// # Errors
     /// When that cannot be written down, or files cannot be removed; the acknowledgement holds all the same.
-    pub async fn acknowledge(&mut self, stretch: &Stretch) -> Result<(), SpoolError> {
-        self.shared.acknowledge(stretch.end(), stretch.last_us());
+    pub async fn acknowledge(
+        &mut self,
+        stretch: &Stretch,
+        delivered: u64,
+    ) -> Result<(), SpoolError> {
+        let put_aside = std::mem::take(self.put_aside.get_mut());
+        self.shared.acknowledge(stretch, delivered, put_aside);
         if self.persisted_at.elapsed() >= self.persist_interval || self.shared.is_idle() {
             return self.persist().await;
         }
@@ -108,6 +117,7 @@ impl Drainer {
 
     /// Has the segment of this record put aside instead of removed, for a record that is wanted by nobody.
     pub fn keep(&self, record: &Stored) {
+        self.put_aside.fetch_add(1, Ordering::Relaxed);
         let seq = record.seq;
         self.shared
             .keep(|segment| segment.name.first <= seq && seq < segment.end);

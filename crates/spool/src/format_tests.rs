@@ -110,7 +110,10 @@ async fn read(dir: &TempDir, told: &Told) -> Vec<(usize, Vec<u8>)> {
         for record in stretch.records() {
             found.push((record.at_us as usize, stretch.body(record).to_vec()));
         }
-        drainer.acknowledge(&stretch).await.unwrap();
+        drainer
+            .acknowledge(&stretch, stretch.records().len() as u64)
+            .await
+            .unwrap();
     }
     found
 }

@@ -37,4 +37,4 @@ pub use error::{AppendError, Damage, ErrorKind, Observer, SpoolError};
 pub use files::{Appending, Disk, Files};
 pub use open::{Deps, open};
 pub use reader::{Stored, Stretch};
-pub use state::{Depth, Limits};
+pub use state::{Account, Depth, Limits};

@@ -14,7 +14,7 @@ use crate::files::Files;
 use crate::position;
 use crate::reader::{Reader, measure, report};
 use crate::segment::{self, Kind, Name};
-use crate::state::{Limits, Segment, Shared, State};
+use crate::state::{Account, Limits, Segment, Shared, State};
 
 const LOCK: &str = "spool.lock";
 
@@ -169,19 +169,26 @@ fn recover(
             keep: marked.contains(name),
         });
     }
-    let acknowledged = start(dir, position, names.first(), observer);
+    let acknowledged = start(dir, position, names.first(), observer).unwrap_or(next_seq);
+    let left_from = position.unwrap_or(acknowledged);
+    let account = Account {
+        waiting_at_start: next_seq.saturating_sub(left_from),
+        lost: acknowledged.saturating_sub(left_from),
+        ..Account::default()
+    };
     Ok(State {
         segments,
         active: None,
         next_id,
         next_seq,
-        acknowledged: acknowledged.unwrap_or(next_seq),
+        acknowledged,
         pending_appends: 0,
         reserved_bytes: 0,
         kept_bytes,
         oldest_us: None,
         failing: None,
         refusals: 0,
+        account,
     })
 }
 

@@ -29,6 +29,7 @@ pub struct Stretch {
     buffer: Vec<u8>,
     records: Vec<Stored>,
     end: u64,
+    lost: u64,
 }
 
 impl Stretch {
@@ -43,6 +44,11 @@ impl Stretch {
     /// The number behind the last of them, and behind what is lost.
     pub fn end(&self) -> u64 {
         self.end
+    }
+
+    /// How many records are lost before its end.
+    pub fn lost(&self) -> u64 {
+        self.lost
     }
 
     pub fn last_us(&self) -> Option<i64> {
@@ -131,6 +137,7 @@ impl Reader {
                     let damage = open.damage(begins, lost);
                     self.expected = record.seq + 1;
                     stretch.records.push(record);
+                    stretch.lost += lost;
                     self.report(&bounds, damage);
                 }
                 Found::Nothing => {}
@@ -138,6 +145,7 @@ impl Reader {
                     let lost = bounds.end.saturating_sub(self.expected);
                     let damage = open.damage(bounds.bytes, lost);
                     self.expected = self.expected.max(bounds.end);
+                    stretch.lost += lost;
                     // A torn tail was told when the spool was opened.
                     self.report(&bounds, damage.filter(|_| lost > 0));
                     if bounds.growing {

@@ -87,9 +87,32 @@ async fn drained(spool: &Spool, drainer: &mut Drainer) -> Vec<u32> {
     while !spool.is_idle() {
         let stretch = drainer.next(7, 1 << 20).await.unwrap();
         found.extend(numbers(&stretch));
-        drainer.acknowledge(&stretch).await.unwrap();
+        acknowledge(drainer, &stretch).await.unwrap();
     }
     found
+}
+
+/// All that was not lost is delivered.
+async fn acknowledge(drainer: &mut Drainer, stretch: &Stretch) -> Result<(), SpoolError> {
+    let delivered = stretch.records().len() as u64;
+    drainer.acknowledge(stretch, delivered).await
+}
+
+/// Of the account: what waited and came, then what waits, was drained, is lost, was put aside. It adds up.
+fn account(spool: &Spool) -> [u64; 6] {
+    let Account {
+        waiting_at_start,
+        spooled,
+        waiting,
+        drained,
+        lost,
+        put_aside,
+    } = spool.account();
+    assert_eq!(
+        waiting_at_start + spooled,
+        waiting + drained + lost + put_aside
+    );
+    [waiting_at_start, spooled, waiting, drained, lost, put_aside]
 }
 
 fn numbers(stretch: &Stretch) -> Vec<u32> {
@@ -133,7 +156,7 @@ async fn a_restart_goes_on_where_it_was() {
     append(&spool, 0..50).await;
     let stretch = drainer.next(20, 1 << 20).await.unwrap();
     assert_eq!(numbers(&stretch), all(0..20));
-    drainer.acknowledge(&stretch).await.unwrap();
+    acknowledge(&mut drainer, &stretch).await.unwrap();
     drop((spool, drainer));
 
     let (spool, mut drainer) = bench.open();
@@ -162,10 +185,10 @@ async fn what_was_not_written_down_comes_again_but_nothing_else() {
     let (spool, mut drainer) = bench.open();
     append(&spool, 0..10).await;
     let stretch = drainer.next(4, 1 << 20).await.unwrap();
-    drainer.acknowledge(&stretch).await.unwrap();
+    acknowledge(&mut drainer, &stretch).await.unwrap();
     drainer.persist().await.unwrap();
     let stretch = drainer.next(3, 1 << 20).await.unwrap();
-    drainer.acknowledge(&stretch).await.unwrap();
+    acknowledge(&mut drainer, &stretch).await.unwrap();
     drop((spool, drainer));
     let (spool, mut drainer) = bench.open();
     assert_eq!(drained(&spool, &mut drainer).await, all(4..10));
@@ -189,7 +212,7 @@ async fn a_drainer_waits_and_loses_nothing_when_it_is_interrupted() {
         }
         let stretch = got.unwrap().unwrap();
         assert_eq!(numbers(&stretch), [number]);
-        drainer.acknowledge(&stretch).await.unwrap();
+        acknowledge(&mut drainer, &stretch).await.unwrap();
     }
 }
 
@@ -378,7 +401,7 @@ async fn a_position_that_cannot_be_written_holds_nobody_up() {
     append(&spool, 0..20).await;
     bench.faults.replacing_fails(true);
     let stretch = drainer.next(100, 1 << 20).await.unwrap();
-    drainer.acknowledge(&stretch).await.unwrap_err();
+    acknowledge(&mut drainer, &stretch).await.unwrap_err();
     assert!(spool.is_idle(), "all of it is where it belongs");
     assert_eq!(bench.told.errors(), [ErrorKind::Position]);
     assert_eq!(
@@ -402,7 +425,7 @@ async fn without_a_position_what_was_drained_comes_again() {
     append(&spool, 0..20).await;
     bench.faults.replacing_fails(true);
     let stretch = drainer.next(5, 1 << 20).await.unwrap();
-    drainer.acknowledge(&stretch).await.unwrap_err();
+    acknowledge(&mut drainer, &stretch).await.unwrap_err();
     drop((spool, drainer));
     bench.faults.replacing_fails(false);
     let (spool, mut drainer) = bench.open();
@@ -415,7 +438,7 @@ async fn a_damaged_position_is_told_and_everything_comes_again() {
     let (spool, mut drainer) = bench.open();
     append(&spool, 0..5).await;
     let stretch = drainer.next(3, 1 << 20).await.unwrap();
-    drainer.acknowledge(&stretch).await.unwrap();
+    acknowledge(&mut drainer, &stretch).await.unwrap();
     drop((spool, drainer));
     std::fs::write(bench.dir.path().join("position"), b"nonsense").unwrap();
     let (spool, mut drainer) = bench.open();
@@ -449,6 +472,7 @@ async fn a_damaged_record_costs_only_itself_and_its_file_is_kept() {
     assert_eq!(drained(&spool, &mut drainer).await, all(1..40));
     assert_eq!(bench.told.errors(), [ErrorKind::Damaged]);
     assert_eq!(bench.told.lost(), 1);
+    assert_eq!(account(&spool), [40, 0, 0, 39, 1, 0]);
     let kept = bench.files("kept");
     assert_eq!(kept, [first.with_extension("kept")]);
     let bytes = kept[0].metadata().unwrap().len();
@@ -492,7 +516,9 @@ async fn a_record_that_nobody_takes_is_kept() {
     append(&spool, 2..4).await;
     let stretch = drainer.next(2, 1 << 20).await.unwrap();
     drainer.keep(&stretch.records()[1]);
-    drainer.acknowledge(&stretch).await.unwrap();
+    assert_eq!(account(&spool), [0, 4, 4, 0, 0, 0], "until all of them are");
+    drainer.acknowledge(&stretch, 1).await.unwrap();
+    assert_eq!(account(&spool), [0, 4, 2, 1, 0, 1]);
     drop((spool, drainer));
     let (spool, mut drainer) = bench.open();
     assert_eq!(drained(&spool, &mut drainer).await, all(2..4));
@@ -518,6 +544,7 @@ async fn a_segment_that_is_gone_is_named_once_it_is_wanted() {
     let found = drained(&spool, &mut drainer).await;
     assert_eq!(found, [all(0..30), all(60..61)].concat());
     assert_eq!(bench.told.lost(), 30);
+    assert_eq!(account(&spool), [61, 0, 0, 31, 30, 0]);
 }
 
 #[tokio::test]
@@ -530,8 +557,58 @@ async fn a_first_segment_that_is_gone_is_missed_as_well() {
     std::fs::remove_file(&bench.files("seg")[0]).unwrap();
     let (spool, mut drainer) = bench.open();
     assert_eq!(bench.told.lost(), 30);
+    assert_eq!(account(&spool), [60, 0, 30, 0, 30, 0]);
     assert_eq!(drained(&spool, &mut drainer).await, all(30..60));
     assert_eq!(bench.told.errors(), [ErrorKind::Damaged]);
+}
+
+#[tokio::test]
+async fn a_segment_that_cannot_be_opened_for_now_costs_nothing_that_was_read_before_it() {
+    let bench = bench();
+    let (spool, drainer) = bench.open();
+    append(&spool, 0..30).await;
+    append(&spool, 30..60).await;
+    drop((spool, drainer));
+    let (spool, mut drainer) = bench.open();
+    let second = bench.files("seg")[1].clone();
+    let away = second.with_extension("away");
+    std::fs::rename(&second, &away).unwrap();
+    // The first record was read when the spool was opened.
+    let mut found = Vec::new();
+    for _ in 0..2 {
+        let stretch = drainer.next(100, 1 << 20).await.unwrap();
+        found.extend(numbers(&stretch));
+        acknowledge(&mut drainer, &stretch).await.unwrap();
+    }
+    assert_eq!(found, all(0..30));
+    drainer.next(100, 1 << 20).await.unwrap_err();
+    std::fs::rename(&away, &second).unwrap();
+    assert_eq!(drained(&spool, &mut drainer).await, all(30..60));
+    assert_eq!(account(&spool), [60, 0, 0, 60, 0, 0]);
+    assert_eq!(bench.told.lost(), 0);
+}
+
+#[tokio::test]
+async fn the_account_adds_up_while_records_come_and_go_and_begins_anew_with_each_start() {
+    let bench = bench();
+    let (spool, mut drainer) = bench.open();
+    append(&spool, 0..50).await;
+    let stretch = drainer.next(20, 1 << 20).await.unwrap();
+    assert_eq!(account(&spool), [0, 50, 50, 0, 0, 0]);
+    acknowledge(&mut drainer, &stretch).await.unwrap();
+    assert_eq!(account(&spool), [0, 50, 30, 20, 0, 0]);
+    drop((spool, drainer));
+    let (spool, mut drainer) = bench.open();
+    assert_eq!(account(&spool), [30, 0, 30, 0, 0, 0]);
+    append(&spool, 50..53).await;
+    drained(&spool, &mut drainer).await;
+    assert_eq!(account(&spool), [30, 3, 0, 33, 0, 0]);
+    append(&spool, 53..54).await;
+    // Whoever drains says that nothing was delivered: the account tells.
+    let stretch = drainer.next(20, 1 << 20).await.unwrap();
+    drainer.acknowledge(&stretch, 0).await.unwrap();
+    let found = spool.account();
+    assert_eq!((found.spooled, found.waiting, found.drained), (4, 0, 33));
 }
 
 #[tokio::test]

@@ -12,6 +12,7 @@ use tokio::sync::watch;
 use crate::error::{AppendError, ErrorKind, Observer, SpoolError};
 use crate::files::Files;
 use crate::position;
+use crate::reader::Stretch;
 use crate::segment::Name;
 
 /// The bounds of a spool.
@@ -48,6 +49,27 @@ pub struct Refusal {
     pub cause: String,
     /// What was to be written.
     pub bytes: usize,
+}
+
+/// What came in since the spool was opened, and what became of it:
+/// `waiting_at_start + spooled == waiting + drained + lost + put_aside`.
+///
+/// The left side is counted where records come in, the right side where they go out, so that it tells of a record that
+/// was dropped on the way.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Account {
+    /// Records that earlier runs have left, those included of which the opening found that they are lost.
+    pub waiting_at_start: u64,
+    /// Records that were confirmed.
+    pub spooled: u64,
+    /// Records that are not acknowledged; all of a stretch are until the whole of it is.
+    pub waiting: u64,
+    /// Records that were delivered, as whoever drains says.
+    pub drained: u64,
+    /// Records that damage has made unreadable.
+    pub lost: u64,
+    /// Records that nobody takes; the files that hold them are kept.
+    pub put_aside: u64,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -94,6 +116,8 @@ pub struct State {
     pub oldest_us: Option<i64>,
     pub failing: Option<Refusal>,
     pub refusals: u64,
+    /// All but what waits, which is told by the numbers.
+    pub account: Account,
 }
 
 impl State {
@@ -160,6 +184,15 @@ impl Shared {
         }
     }
 
+    /// The account at this moment: all of its terms move under the one lock.
+    pub fn account(&self) -> Account {
+        let state = self.state.lock();
+        Account {
+            waiting: state.next_seq.saturating_sub(state.acknowledged),
+            ..state.account
+        }
+    }
+
     /// Sets room aside. From now on the spool is not idle.
     pub fn reserve(self: &Arc<Self>, bytes: u64) -> Result<Reservation, AppendError> {
         let bytes_max = self.limits.bytes_max;
@@ -181,13 +214,16 @@ impl Shared {
         })
     }
 
-    /// Notes that everything before `seq` was acknowledged.
-    pub fn acknowledge(&self, seq: u64, last_us: Option<i64>) {
+    /// Notes that the stretch was acknowledged, and how its records ended.
+    pub fn acknowledge(&self, stretch: &Stretch, delivered: u64, put_aside: u64) {
         self.with(|state| {
-            state.acknowledged = state.acknowledged.max(seq);
-            if last_us.is_some() {
-                state.oldest_us = last_us;
+            state.acknowledged = state.acknowledged.max(stretch.end());
+            if let Some(last_us) = stretch.last_us() {
+                state.oldest_us = Some(last_us);
             }
+            state.account.drained += delivered;
+            state.account.lost += stretch.lost();
+            state.account.put_aside += put_aside;
         });
     }
 

@@ -53,10 +53,10 @@ impl Drain {
     /// Drains until it is told to stop. What is left stays for the next start.
     pub async fn run(mut self) {
         while let Ok(stretch) = self.next().await {
-            if self.deliver(&stretch).await.is_err() {
+            let Ok(delivered) = self.deliver(&stretch).await else {
                 break;
-            }
-            if let Err(error) = self.drainer.acknowledge(&stretch).await {
+            };
+            if let Err(error) = self.drainer.acknowledge(&stretch, delivered).await {
                 tracing::error!(%error, "how far the spool is drained is not written down; records may be published again");
             }
         }
@@ -83,10 +83,10 @@ impl Drain {
         }
     }
 
-    /// Publishes the stretch until every record of it is acknowledged or put aside.
-    async fn deliver(&mut self, stretch: &Stretch) -> Result<(), Stopped> {
+    /// Publishes the stretch until every record of it is acknowledged or put aside; returns how many were acknowledged.
+    async fn deliver(&mut self, stretch: &Stretch) -> Result<u64, Stopped> {
         let mut left = self.read(stretch);
-        let mut attempts = 0;
+        let (mut attempts, mut delivered) = (0, 0);
         let retry = BackoffConfig {
             attempts: 0,
             ..self.retry.clone()
@@ -101,14 +101,16 @@ impl Drain {
             let writing = self.sink.write(&records);
             let failures = self.outcome(writing).await?;
             self.report(records.len() > failures.len(), &failures);
-            self.metrics.drained(records.len() - failures.len());
+            let acknowledged = records.len() - failures.len();
+            self.metrics.drained(acknowledged);
+            delivered += acknowledged as u64;
             left = self.again(&left, failures, attempts);
             if !left.is_empty() {
                 let wait = waits.next().unwrap_or_default();
                 self.pause(wait).await?;
             }
         }
-        Ok(())
+        Ok(delivered)
     }
 
     fn read<'a>(&self, stretch: &'a Stretch) -> Vec<Entry<'a>> {

@@ -15,7 +15,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use streamgauge_spool::{AppendError, Deps, Disk, Drainer, Records, Spool, SpoolError};
+use streamgauge_spool::{Account, AppendError, Deps, Disk, Drainer, Records, Spool, SpoolError};
 use tokio::time::Instant;
 use uuid::Uuid;
 
@@ -118,6 +118,11 @@ impl Spooling {
             // The disk hangs: no more is known of it than before.
             Ok(Err(_)) | Err(_) => {}
         }
+    }
+
+    /// What it took since the start, and what became of it.
+    pub fn account(&self) -> Account {
+        self.spool.account()
     }
 
     /// Its state in a sentence, for `/health`.
