@@ -1,6 +1,5 @@
 //! A disk that fails on purpose.
 
-use std::fs::File;
 use std::io;
 use std::path::Path;
 use std::sync::Arc;
@@ -27,8 +26,6 @@ struct Inner {
     /// Nothing can be tidied up either.
     stuck: AtomicBool,
     replacing_fails: AtomicBool,
-    /// So many files can still be opened; none: as many as are wanted.
-    opens_left: Mutex<Option<usize>>,
     syncs: AtomicUsize,
     /// Held by a test to make syncs wait.
     gate: Mutex<()>,
@@ -53,10 +50,6 @@ impl Faults {
 
     pub fn replacing_fails(&self, fail: bool) {
         self.inner.replacing_fails.store(fail, Ordering::SeqCst);
-    }
-
-    pub fn opens_left(&self, left: Option<usize>) {
-        *self.inner.opens_left.lock() = left;
     }
 
     pub fn syncs(&self) -> usize {
@@ -126,15 +119,6 @@ impl Files for Faults {
             return Err(io::Error::from(io::ErrorKind::StorageFull));
         }
         Disk.replace(path, content)
-    }
-
-    fn open(&self, path: &Path) -> io::Result<File> {
-        match &mut *self.inner.opens_left.lock() {
-            Some(0) => return Err(io::Error::other("too many open files")),
-            Some(left) => *left -= 1,
-            None => {}
-        }
-        Disk.open(path)
     }
 
     fn remove(&self, path: &Path) -> io::Result<()> {

@@ -1,4 +1,4 @@
-//! The disk, as far as the spool writes to it and opens what it wrote: the seam at which tests make it fail.
+//! The disk, as far as the spool writes to it: the seam at which tests make it fail.
 
 use std::fs::{self, File};
 use std::io::{self, Write};
@@ -12,14 +12,12 @@ pub trait Appending: Send {
     fn truncate(&mut self, bytes: u64) -> io::Result<()>;
 }
 
-/// A folder. Each change is durable when it returns.
+/// Changes to a folder. Each is durable when it returns.
 pub trait Files: Send + Sync + 'static {
     /// A new, empty file.
     fn create(&self, path: &Path) -> io::Result<Box<dyn Appending>>;
     /// The file has this content or the one before, whenever the power is cut.
     fn replace(&self, path: &Path, content: &[u8]) -> io::Result<()>;
-    /// To be read.
-    fn open(&self, path: &Path) -> io::Result<File>;
     fn remove(&self, path: &Path) -> io::Result<()>;
     fn rename(&self, from: &Path, to: &Path) -> io::Result<()>;
 }
@@ -57,10 +55,6 @@ impl Files for Disk {
         file.sync_all()?;
         fs::rename(&aside, path)?;
         sync_parent(path)
-    }
-
-    fn open(&self, path: &Path) -> io::Result<File> {
-        File::open(path)
     }
 
     fn remove(&self, path: &Path) -> io::Result<()> {

@@ -40,7 +40,7 @@ pub fn open(
     fs::create_dir_all(dir).map_err(|source| SpoolError::io("make", dir, source))?;
     let lock = take(dir)?;
     let position = drained(dir, &*deps.observer)?;
-    let state = recover(dir, position, &*deps.files, &*deps.observer)?;
+    let state = recover(dir, position, &*deps.observer)?;
     let from = state.acknowledged;
     let noted = read_if_there(&dir.join(NOTE))?;
     let shared = Shared::new(dir.into(), limits, deps.files, deps.observer, state, lock);
@@ -123,7 +123,6 @@ fn read_if_there(path: &Path) -> Result<Option<Vec<u8>>, SpoolError> {
 fn recover(
     dir: &Path,
     position: Option<u64>,
-    files: &dyn Files,
     observer: &dyn Observer,
 ) -> Result<State, SpoolError> {
     let (mut names, mut marked) = (Vec::<Name>::new(), Vec::new());
@@ -154,7 +153,7 @@ fn recover(
                 (next.first, metadata.len())
             }
             None => {
-                let last = measure(*name, dir, files)?;
+                let last = measure(*name, dir)?;
                 if let Some(torn) = &last.torn {
                     report(torn, observer);
                 }

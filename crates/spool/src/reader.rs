@@ -7,7 +7,6 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use crate::error::{Damage, ErrorKind, Observer, SpoolError};
-use crate::files::Files;
 use crate::frame::{self, HEAD_BYTES};
 use crate::segment::Name;
 use crate::state::Shared;
@@ -120,7 +119,7 @@ impl Reader {
             };
             let open = match &mut self.open {
                 Some(open) if open.id == bounds.name.id => open,
-                slot => match Open::new(bounds.name, &self.shared.dir, &*self.shared.files) {
+                slot => match Open::new(&bounds, &self.shared.dir) {
                     Ok(open) => slot.insert(open),
                     // What has been read of the segments before must be given out: it is not read again. The next call
                     // comes here first and tells.
@@ -206,13 +205,12 @@ pub fn report(damage: &Damage, observer: &dyn Observer) {
 }
 
 impl Open {
-    fn new(name: Name, dir: &Path, files: &dyn Files) -> Result<Self, SpoolError> {
-        let path = name.path(dir);
-        let file = files.open(&path);
-        let file = file.map_err(|source| SpoolError::io("open", &path, source))?;
+    fn new(bounds: &Bounds, dir: &Path) -> Result<Self, SpoolError> {
+        let path = bounds.name.path(dir);
+        let file = File::open(&path).map_err(|source| SpoolError::io("open", &path, source))?;
         Ok(Self {
-            id: name.id,
-            salt: name.salt,
+            id: bounds.name.id,
+            salt: bounds.name.salt,
             path,
             file,
             buffer: Vec::new(),
@@ -343,7 +341,7 @@ pub struct Measured {
 }
 
 /// Reads a segment through.
-pub fn measure(name: Name, dir: &Path, files: &dyn Files) -> Result<Measured, SpoolError> {
+pub fn measure(name: Name, dir: &Path) -> Result<Measured, SpoolError> {
     let path = name.path(dir);
     let bytes = std::fs::metadata(&path)
         .map_err(|source| SpoolError::io("look at", &path, source))?
@@ -354,7 +352,7 @@ pub fn measure(name: Name, dir: &Path, files: &dyn Files) -> Result<Measured, Sp
         end: u64::MAX,
         growing: false,
     };
-    let mut open = Open::new(name, dir, files)?;
+    let mut open = Open::new(&bounds, dir)?;
     let (mut end, mut body) = (name.first, Vec::new());
     loop {
         body.clear();

@@ -487,28 +487,6 @@ async fn a_damaged_record_costs_only_itself_and_its_file_is_kept() {
 }
 
 #[tokio::test]
-async fn what_was_read_before_a_file_that_cannot_be_opened_is_given_out() {
-    let bench = bench();
-    let (spool, mut drainer) = bench.open();
-    for first in (0..40).step_by(10) {
-        append(&spool, first..first + 10).await;
-    }
-    assert!(bench.files("seg").len() > 1, "several segments");
-    // The process may have so many files open and no more.
-    bench.faults.opens_left(Some(1));
-    let first = drainer.next(1_000, 1 << 20).await.unwrap();
-    let mut found = numbers(&first);
-    assert!(!found.is_empty() && found.len() < 40);
-    drainer.acknowledge(&first).await.unwrap();
-    drainer.next(1_000, 1 << 20).await.unwrap_err();
-    assert_eq!(bench.told.errors(), [ErrorKind::File]);
-    bench.faults.opens_left(None);
-    found.extend(drained(&spool, &mut drainer).await);
-    assert_eq!(found, all(0..40));
-    assert_eq!(bench.told.lost(), 0);
-}
-
-#[tokio::test]
 async fn a_record_that_nobody_takes_is_kept() {
     let bench = bench();
     let (spool, mut drainer) = bench.open();
