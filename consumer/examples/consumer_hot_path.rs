@@ -161,6 +161,7 @@ impl Owner {
                 timestamp_ms: sample.timestamp_ms,
                 key: Some(sample.key.as_bytes()),
                 payload: Some(&sample.payload),
+                headers_bytes: 0,
                 trace: None,
             };
             while self

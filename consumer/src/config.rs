@@ -302,6 +302,9 @@ pub struct OwnerConfig {
     pub revoke_ms_max: u64,
     /// How often Kafka may refuse a dead letter before less of the record is kept; too large a one is cut at once.
     pub dead_letter_refusals_max: u32,
+    /// Once the dead letters that a partition waits for take so much, in KiB, its reading waits as well. A dead letter
+    /// counts as its record and 1 KiB, its headers eightfold; one that is larger than all of this goes by itself.
+    pub dead_letters_kib_max: usize,
     /// How often the ends of the partitions are asked for, in milliseconds.
     pub status_interval_ms: u64,
     /// So long outside its group while Kafka answers, in milliseconds, a member is given up for a new one; not below
@@ -318,6 +321,7 @@ impl Default for OwnerConfig {
             retry_ms_max: 2_000,
             revoke_ms_max: 3_000,
             dead_letter_refusals_max: 10,
+            dead_letters_kib_max: 8_192,
             status_interval_ms: 1_000,
             absence_ms_max: 120_000,
         }
@@ -418,6 +422,11 @@ impl Config {
                 "owner.dead_letter_refusals_max",
                 String::from("it must be at least 1"),
             ),
+            (
+                self.owner.dead_letters_kib_max > 0,
+                "owner.dead_letters_kib_max",
+                String::from("it must be at least 1"),
+            ),
         ];
         match rules.into_iter().find(|(kept, ..)| !kept) {
             Some((_, setting, rule)) => Err(ConfigError::Rule { setting, rule }),
@@ -444,6 +453,7 @@ impl Config {
             batch_wait_ms: self.batch.wait_ms,
             batch_records_max: self.batch.records_max,
             batch_bytes_max: self.batch.kib_max * 1024,
+            dead_letters_bytes_max: self.owner.dead_letters_kib_max.saturating_mul(1024),
             commit_interval_ms: self.owner.commit_interval_ms,
             retry_ms: (self.owner.retry_ms_min, self.owner.retry_ms_max),
             log_time_ahead_us_max: micros(self.events.log_time_ahead_max_ms),
@@ -482,7 +492,7 @@ mod tests {
     #[test]
     fn a_broken_rule_names_its_setting() {
         type Breaking = fn(&mut Config);
-        let cases: [(&str, Breaking); 9] = [
+        let cases: [(&str, Breaking); 10] = [
             ("topics.partitions", |config| config.topics.partitions = 0),
             ("batch.kib_max", |config| config.batch.kib_max = 1_000),
             ("batch.records_max", |config| config.batch.records_max = 0),
@@ -497,6 +507,9 @@ mod tests {
             }),
             ("owner.absence_ms_max", |config| {
                 config.owner.absence_ms_max = 59_999
+            }),
+            ("owner.dead_letters_kib_max", |config| {
+                config.owner.dead_letters_kib_max = 0
             }),
             ("desk.looks_max", |config| config.desk.looks_max = 0),
             ("no dimension `page`", |config| {

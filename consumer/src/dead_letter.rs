@@ -8,7 +8,7 @@
 
 use std::time::Duration;
 
-use streamgauge_kafka::{PublishError, Publisher, Record, RecordRef};
+use streamgauge_kafka::{Headers, PublishError, Publisher, Record, RecordRef};
 use streamgauge_resilience::{Backoff, BackoffConfig};
 
 use crate::{
@@ -59,6 +59,9 @@ const TRUNCATED_BYTES: usize = 4 * 1024;
 /// How much of a key is kept when even that is more than Kafka takes.
 const KEY_TRUNCATED_BYTES: usize = 256;
 
+/// How much larger headers are once they are taken apart: short ones take two small allocations and their places.
+const HEADERS_FACTOR: usize = 8;
+
 /// How much of the record is kept.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Stage {
@@ -73,7 +76,7 @@ enum Stage {
 }
 
 /// A record on its way to the dead-letter topic.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub struct DeadLetter {
     /// Why.
     pub reason: Reason,
@@ -101,6 +104,11 @@ pub struct Origin<'a> {
 }
 
 impl DeadLetter {
+    /// What the headers of a record take at most in its dead letter.
+    pub fn headers_bytes(headers: Headers<'_>) -> usize {
+        headers.size_bytes().saturating_mul(HEADERS_FACTOR)
+    }
+
     /// Wraps a refused record.
     pub fn new(origin: Origin<'_>, record: &RecordRef<'_>, reject: &Reject, now_us: i64) -> Self {
         let own = [
@@ -253,16 +261,27 @@ pub async fn write(
             return;
         };
         on_error(error);
-        let mut left = Vec::with_capacity(failed.len());
-        for (index, error) in &failed {
-            let mut letter = letters[*index].clone();
-            letter.failed(error, target.refusals_max);
-            left.push(letter);
-        }
-        letters = left;
+        letters = left(letters, &failed, target.refusals_max);
         let wait = waits.next();
         tokio::time::sleep(wait.unwrap_or(Duration::from_millis(target.backoff.max_ms))).await;
     }
+}
+
+/// What failed, to be tried again; the rest goes. Nothing is copied: letters may be many and large.
+fn left(
+    letters: Vec<DeadLetter>,
+    failed: &[(usize, PublishError)],
+    refusals_max: u32,
+) -> Vec<DeadLetter> {
+    let mut failed = failed.iter().peekable();
+    let mut left = Vec::with_capacity(failed.len());
+    for (index, mut letter) in letters.into_iter().enumerate() {
+        if let Some((_, error)) = failed.next_if(|(at, _)| *at == index) {
+            letter.failed(error, refusals_max);
+            left.push(letter);
+        }
+    }
+    left
 }
 
 async fn write_once(
@@ -375,6 +394,19 @@ mod tests {
         );
         assert_eq!(header(&letter, TRUNCATED), Some(&b"10000"[..]));
         assert_eq!(header(&letter, SOURCE_OFFSET), Some(&b"7"[..]));
+    }
+
+    #[test]
+    fn what_failed_is_tried_again_and_the_rest_is_let_go() {
+        let letters = vec![letter(1, 1, 0), letter(2, 9_000, 0), letter(3, 9_000, 0)];
+        let failed = [(1, PublishError::TimedOut), (2, PublishError::TooLarge)];
+        let left = left(letters, &failed, 3);
+        let kept = |letter: &DeadLetter| {
+            let length = |bytes: &Option<Vec<u8>>| bytes.as_ref().map_or(0, Vec::len);
+            (length(&letter.key), length(&letter.value))
+        };
+        let kept: Vec<_> = left.iter().map(kept).collect();
+        assert_eq!(kept, [(2, 9_000), (3, TRUNCATED_BYTES)]);
     }
 
     #[test]

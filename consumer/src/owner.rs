@@ -58,9 +58,18 @@ impl Shared {
 
 /// The end of something that ran beside the owner.
 enum Answer {
-    Delivered { ticket: Ticket, offset: i64 },
-    Failed { ticket: Ticket },
-    DeadLetters { incarnation: u64, count: u64 },
+    Delivered {
+        ticket: Ticket,
+        offset: i64,
+    },
+    Failed {
+        ticket: Ticket,
+    },
+    DeadLetters {
+        incarnation: u64,
+        count: u64,
+        bytes: usize,
+    },
 }
 
 type Running = Pin<Box<dyn Future<Output = Answer> + Send>>;
@@ -227,9 +236,15 @@ impl Owner {
                 self.handle(Input::BatchDelivered { ticket, offset })
             }
             Answer::Failed { ticket } => self.handle(Input::BatchFailed { ticket }),
-            Answer::DeadLetters { incarnation, count } => {
-                self.handle(Input::DeadLettersAcknowledged { incarnation, count });
-            }
+            Answer::DeadLetters {
+                incarnation,
+                count,
+                bytes,
+            } => self.handle(Input::DeadLettersAcknowledged {
+                incarnation,
+                count,
+                bytes,
+            }),
         }
     }
 
@@ -272,7 +287,7 @@ impl Owner {
         let started = self.shared.clock.monotonic();
         let (now_ms, now_us) = (self.shared.now_ms(), self.shared.clock.now_us());
         self.partition.see_clock(now_us);
-        let mut letters = Vec::new();
+        let (mut letters, mut letters_bytes) = (Vec::new(), 0);
         let mut sampled = None;
         while let Some(record) = current.chunk.get(current.next) {
             let span = self.span_of(&record);
@@ -282,6 +297,7 @@ impl Owner {
                 timestamp_ms: record.timestamp_ms,
                 key: record.key,
                 payload: record.payload,
+                headers_bytes: DeadLetter::headers_bytes(record.headers),
                 trace: context.map(|context| context.to_bytes()),
             };
             match self
@@ -295,6 +311,7 @@ impl Owner {
                         span.error(reject.reason.as_str());
                     }
                     letters.push(DeadLetter::new(self.origin(), &record, &reject, now_us));
+                    letters_bytes += source.letter_bytes();
                 }
             }
             sampled = context.or(sampled);
@@ -305,7 +322,7 @@ impl Owner {
             .metrics
             .stage(PROCESS)
             .observe(spent.as_secs_f64(), sampled);
-        self.send_dead_letters(letters);
+        self.send_dead_letters(letters, letters_bytes);
         if current.next < current.chunk.len() {
             self.current = Some(current);
         }

@@ -334,6 +334,7 @@ impl Rebuild<'_> {
                     timestamp_ms: record.timestamp_ms,
                     key: record.key,
                     payload: record.payload,
+                    headers_bytes: 0,
                     trace: None,
                 });
             }

@@ -132,6 +132,7 @@ impl Replay {
                 Taken::DeadLetter(_) => self.tell(Input::DeadLettersAcknowledged {
                     incarnation: self.partition.incarnation(),
                     count: 1,
+                    bytes: record.letter_bytes(),
                 }),
                 Taken::Full => {
                     self.tell(Input::Tick);

@@ -23,6 +23,7 @@ fn settings(batch_records_max: u64) -> Arc<Settings> {
         batch_wait_ms: 50,
         batch_records_max,
         batch_bytes_max: 1 << 20,
+        dead_letters_bytes_max: 1 << 20,
         commit_interval_ms: 1_000,
         retry_ms: (10, 40),
         log_time_ahead_us_max: 3_600_000_000,
@@ -95,6 +96,7 @@ fn hand_in(replay: &mut Replay, source: &[Entry], range: std::ops::Range<i64>) {
                     timestamp_ms: *timestamp_ms,
                     key: Some(b"u"),
                     payload: payload.as_deref(),
+                    headers_bytes: 0,
                     trace: None,
                 })
                 .expect("taken");
@@ -221,6 +223,7 @@ fn what_the_source_has_lost_is_counted_as_missing() {
         timestamp_ms: START_MS,
         key: Some(b"u"),
         payload: Some(&payload),
+        headers_bytes: 0,
         trace: None,
     };
     replay.take(&record).expect("taken");
@@ -245,6 +248,7 @@ fn a_record_that_was_refused_for_its_time_is_refused_again() {
                 timestamp_ms,
                 key: Some(b"u"),
                 payload: Some(&payload),
+                headers_bytes: 0,
                 trace: None,
             };
             replay.take(&record).expect("taken");

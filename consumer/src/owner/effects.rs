@@ -15,7 +15,9 @@ use crate::{
 };
 
 impl Owner {
-    pub(super) fn send_dead_letters(&mut self, letters: Vec<DeadLetter>) {
+    /// Writes dead letters beside everything else. They are in memory until they are acknowledged, which the core
+    /// bounds by `bytes`.
+    pub(super) fn send_dead_letters(&mut self, letters: Vec<DeadLetter>, bytes: usize) {
         if letters.is_empty() {
             return;
         }
@@ -39,7 +41,11 @@ impl Owner {
             reasons
                 .into_iter()
                 .for_each(|reason| shared.metrics.dead_letter(reason));
-            Answer::DeadLetters { incarnation, count }
+            Answer::DeadLetters {
+                incarnation,
+                count,
+                bytes,
+            }
         }));
     }
 

@@ -64,6 +64,11 @@ impl<'a> Headers<'a> {
         self.bytes.is_empty()
     }
 
+    /// Size of the names and values that are left, with 8 bytes for each pair.
+    pub fn size_bytes(&self) -> usize {
+        self.bytes.len()
+    }
+
     /// Whether the record has headers that the client cannot read, as with a name that is not
     /// UTF-8; then there is none here.
     pub fn is_unreadable(&self) -> bool {
@@ -328,6 +333,7 @@ mod tests {
         assert_eq!(records[2].headers.collect::<Vec<_>>(), headers);
         assert_eq!(records[2].headers.get("a"), Some(&b""[..]));
         assert_eq!(records[2].headers.get("c"), None);
+        assert_eq!(records[2].headers.size_bytes(), 3 * (8 + 1) + 1);
         assert!(!records[2].headers.is_unreadable());
         assert!(records[3].headers.is_unreadable() && records[3].headers.is_empty());
         assert_eq!(records[3].payload, Some(&b"v"[..]));

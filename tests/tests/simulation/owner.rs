@@ -32,9 +32,7 @@ pub enum Answer {
         low: i64,
         high: i64,
     },
-    Dead {
-        incarnation: u64,
-    },
+    Dead(Letter),
     Delivered {
         ticket: Ticket,
         offset: i64,
@@ -81,9 +79,10 @@ impl Answer {
                 low: *low,
                 high: *high,
             },
-            Answer::Dead { incarnation } => Input::DeadLettersAcknowledged {
-                incarnation: *incarnation,
+            Answer::Dead(letter) => Input::DeadLettersAcknowledged {
+                incarnation: letter.incarnation,
                 count: 1,
+                bytes: letter.bytes,
             },
             Answer::Delivered { ticket, offset } => Input::BatchDelivered {
                 ticket: *ticket,
@@ -92,6 +91,14 @@ impl Answer {
             Answer::Failed { ticket } => Input::BatchFailed { ticket: *ticket },
         }
     }
+}
+
+/// A dead letter on its way.
+#[derive(Clone, Copy, Debug)]
+pub struct Letter {
+    pub offset: i64,
+    incarnation: u64,
+    bytes: usize,
 }
 
 /// Where a shell is reading.
@@ -113,8 +120,8 @@ pub struct Owner {
     pub chain: VecDeque<Answer>,
     /// Every other answer, in any order.
     pub others: Vec<Answer>,
-    /// Dead letters that are not written: source offset and incarnation.
-    pub dead: VecDeque<(i64, u64)>,
+    /// Dead letters that are not written.
+    pub dead: VecDeque<Letter>,
     pub reading: Option<Reading>,
     /// Where it read before the last seek; those records may still come.
     pub stale: Option<Reading>,
@@ -180,8 +187,11 @@ impl Owner {
             Taken::Done => true,
             Taken::Full => false,
             Taken::DeadLetter(_) => {
-                self.dead
-                    .push_back((record.offset, self.partition.incarnation()));
+                self.dead.push_back(Letter {
+                    offset: record.offset,
+                    incarnation: self.partition.incarnation(),
+                    bytes: record.letter_bytes(),
+                });
                 true
             }
         }

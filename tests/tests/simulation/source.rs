@@ -79,6 +79,7 @@ impl Source {
             timestamp_ms: entry.timestamp_ms,
             key: entry.key.as_deref(),
             payload: entry.payload.as_deref(),
+            headers_bytes: 0,
             trace: None,
         })
     }

@@ -323,9 +323,9 @@ impl World {
     fn tick(&mut self, place: usize) -> Result<(), String> {
         let now_ms = self.now_ms;
         self.owners[place].handle(Input::Tick, now_ms);
-        if let Some((offset, incarnation)) = self.owners[place].dead.pop_front() {
-            self.dead.insert(offset);
-            self.owners[place].others.push(Answer::Dead { incarnation });
+        if let Some(letter) = self.owners[place].dead.pop_front() {
+            self.dead.insert(letter.offset);
+            self.owners[place].others.push(Answer::Dead(letter));
         }
         Ok(())
     }
@@ -557,6 +557,8 @@ fn settings(random: &mut Random) -> Settings {
         batch_wait_ms: random.below(20),
         batch_records_max: 1 + random.below(8),
         batch_bytes_max: 1 << 20,
+        // Room for two dead letters, so that reading waits for them.
+        dead_letters_bytes_max: 2_000,
         commit_interval_ms: random.below(40),
         retry_ms: (1, 10),
         log_time_ahead_us_max: 3_600_000_000,

@@ -44,6 +44,9 @@ impl Partition {
                 return Taken::Full;
             }
         }
+        if !self.has_letter_room() {
+            return Taken::Full;
+        }
         self.count(record, now_ms)
     }
 
@@ -59,6 +62,12 @@ impl Partition {
     pub(super) fn is_full(&self) -> bool {
         self.open_records() >= self.settings.batch_records_max
             || self.open.aggregates.encoded_bytes_max() >= self.settings.batch_bytes_max
+    }
+
+    /// Whether another dead letter may be made. Any record may become one, so that without room none
+    /// is taken. The last one may be of any size, or a large record would stop its partition.
+    pub(super) fn has_letter_room(&self) -> bool {
+        self.letters_bytes < self.settings.dead_letters_bytes_max
     }
 
     fn open_records(&self) -> u64 {
@@ -80,12 +89,11 @@ impl Partition {
             self.remember(record);
             return Taken::Done;
         }
-        if self.open.unacknowledged >= self.settings.batch_records_max {
+        if self.open.unacknowledged >= self.settings.batch_records_max || !self.has_letter_room() {
             return Taken::Full;
         }
         self.position = record.offset + 1;
-        self.open.unacknowledged += 1;
-        Taken::DeadLetter(reused(self.open.from))
+        self.dead_letter(record, reused(self.open.from))
     }
 
     /// Only the id matters. A record ahead of log time at the head did not move log time when it
@@ -120,18 +128,23 @@ impl Partition {
         self.position = record.offset + 1;
 
         if ahead {
-            return self.refuse(ahead_of_clock(record.timestamp_ms, self.clock_us));
+            return self.refuse(record, ahead_of_clock(record.timestamp_ms, self.clock_us));
         }
         let (log_time_us, limits) = (self.log_time_us, &self.settings.limits);
         match validate::event(record.key, record.payload, log_time_us, limits) {
             Ok(event) => self.count_event(&event, record),
-            Err(reject) => self.refuse(reject),
+            Err(reject) => self.refuse(record, reject),
         }
     }
 
-    fn refuse(&mut self, reject: Reject) -> Taken {
+    fn refuse(&mut self, record: &SourceRecord<'_>, reject: Reject) -> Taken {
         self.open.outcomes.dead_lettered += 1;
+        self.dead_letter(record, reject)
+    }
+
+    fn dead_letter(&mut self, record: &SourceRecord<'_>, reject: Reject) -> Taken {
         self.open.unacknowledged += 1;
+        self.letters_bytes = self.letters_bytes.saturating_add(record.letter_bytes());
         Taken::DeadLetter(reject)
     }
 
@@ -159,8 +172,7 @@ impl Partition {
         }
         if let Some(accepted_from) = late_from {
             self.open.outcomes.late += 1;
-            self.open.unacknowledged += 1;
-            return Taken::DeadLetter(late(event.occurred_at_us, accepted_from));
+            return self.dead_letter(record, late(event.occurred_at_us, accepted_from));
         }
         self.open.outcomes.counted += 1;
         self.open

@@ -27,8 +27,21 @@ pub struct SourceRecord<'a> {
     pub key: Option<&'a [u8]>,
     /// Its value.
     pub payload: Option<&'a [u8]>,
+    /// What a copy of its headers takes at most.
+    pub headers_bytes: usize,
     /// The context of its `process` span, when it is sampled.
     pub trace: Option<TraceBytes>,
+}
+
+/// What a dead letter takes beside the record: where it came from and why, and its place in lists.
+const LETTER_BYTES: usize = 1024;
+
+impl SourceRecord<'_> {
+    /// What a dead letter with this record takes.
+    pub fn letter_bytes(&self) -> usize {
+        let length = |bytes: Option<&[u8]>| bytes.map_or(0, <[u8]>::len);
+        LETTER_BYTES + length(self.key) + length(self.payload) + self.headers_bytes
+    }
 }
 
 /// What happened outside.
@@ -58,8 +71,13 @@ pub enum Input<'a> {
     EndOfPartition { ticket: Ticket, offset: i64 },
     /// The source does not hold the offset that was asked for; it begins at `low`.
     OutOfRange { ticket: Ticket, low: i64 },
-    /// So many dead letters of this incarnation are safe.
-    DeadLettersAcknowledged { incarnation: u64, count: u64 },
+    /// So many dead letters of this incarnation are safe, and what they took is free; see
+    /// [`SourceRecord::letter_bytes`].
+    DeadLettersAcknowledged {
+        incarnation: u64,
+        count: u64,
+        bytes: usize,
+    },
     /// The batch lies in the log. A negative offset says that its place is not known.
     BatchDelivered { ticket: Ticket, offset: i64 },
     /// The batch may or may not lie in the log, or may come to lie there later.
@@ -75,7 +93,8 @@ pub enum Input<'a> {
 pub enum Taken {
     /// It has its outcome, or was not due (below the position, or from before a seek).
     Done,
-    /// The open batch is full while another is in flight: hand the record in again later.
+    /// The open batch is full while another is in flight, or dead letters that are not acknowledged
+    /// take all the room there is: hand the record in again later.
     Full,
     /// It must be written to the dead-letter topic and acknowledged to this incarnation.
     DeadLetter(Reject),
@@ -245,7 +264,7 @@ pub enum StateName {
     Stalled,
     /// Reading.
     Running,
-    /// Reading waits for a batch to be confirmed.
+    /// Reading waits for a batch to be confirmed, or for dead letters to be acknowledged.
     Backpressure,
     /// Given up.
     Stopped,

@@ -47,6 +47,8 @@ pub struct Settings {
     pub batch_records_max: u64,
     /// A batch closes when its encoded form may have reached this size.
     pub batch_bytes_max: usize,
+    /// Once dead letters that are not acknowledged take this much, nothing more is taken.
+    pub dead_letters_bytes_max: usize,
     /// Positions are committed at most this often.
     pub commit_interval_ms: u64,
     /// The first and the longest wait before the log is asked or written again.
@@ -116,6 +118,8 @@ pub struct Partition {
     dedupe: Dedupe,
     identifier: Identifier,
     open: Open,
+    /// What the dead letters take that the shell holds, those of earlier incarnations too.
+    letters_bytes: usize,
     in_flight: Option<InFlight>,
     /// The next source offset.
     position: i64,
@@ -155,6 +159,7 @@ impl Partition {
                 first_log_us: None,
                 unacknowledged: 0,
             },
+            letters_bytes: 0,
             in_flight: None,
             position: 0,
             log_time_us: 0,
@@ -201,7 +206,12 @@ impl Partition {
             }
             Input::EndOfPartition { ticket, offset } => self.on_end(ticket, offset, now_ms),
             Input::OutOfRange { ticket, low } => self.on_out_of_range(ticket, low, now_ms, effects),
-            Input::DeadLettersAcknowledged { incarnation, count } => {
+            Input::DeadLettersAcknowledged {
+                incarnation,
+                count,
+                bytes,
+            } => {
+                self.letters_bytes = self.letters_bytes.saturating_sub(bytes);
                 if incarnation == self.incarnation {
                     self.open.unacknowledged = self.open.unacknowledged.saturating_sub(count);
                 }
@@ -265,7 +275,9 @@ impl Partition {
             }
             State::Rebuilding { .. } => StateName::Rebuilding,
             State::Stalled { .. } => StateName::Stalled,
-            State::Running { .. } if self.is_full() => StateName::Backpressure,
+            State::Running { .. } if self.is_full() || !self.has_letter_room() => {
+                StateName::Backpressure
+            }
             State::Running { .. } => StateName::Running,
             State::Stopped => StateName::Stopped,
         }

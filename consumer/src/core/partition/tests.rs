@@ -7,6 +7,7 @@ use streamgauge_proto::v1;
 use super::*;
 use crate::core::{reject::Reason, series::SeriesConfig};
 
+mod letters;
 mod recovery;
 
 const DAY_MS: i64 = 86_400_000;
@@ -19,6 +20,7 @@ fn settings() -> Settings {
         batch_wait_ms: 50,
         batch_records_max: 3,
         batch_bytes_max: 1 << 20,
+        dead_letters_bytes_max: 1 << 20,
         commit_interval_ms: 1_000,
         retry_ms: (10, 40),
         log_time_ahead_us_max: 3_600_000_000,
@@ -58,8 +60,12 @@ struct Bench {
 
 impl Bench {
     fn new() -> Self {
+        Self::with(settings())
+    }
+
+    fn with(settings: Settings) -> Self {
         Self {
-            partition: Partition::new(Arc::new(settings())),
+            partition: Partition::new(Arc::new(settings)),
             effects: Vec::new(),
             now_ms: 1_000,
             source: Ticket::default(),
@@ -68,7 +74,11 @@ impl Bench {
 
     /// An owner that reads on at the head of an empty chain.
     fn running() -> Self {
-        let mut bench = Self::new();
+        Self::running_with(settings())
+    }
+
+    fn running_with(settings: Settings) -> Self {
+        let mut bench = Self::with(settings);
         bench.tell(Input::Committed(None));
         bench.recover(&[], None, (0, 100));
         bench
@@ -177,6 +187,7 @@ impl Bench {
             timestamp_ms,
             key,
             payload,
+            headers_bytes: 0,
             trace,
         };
         self.partition
@@ -249,6 +260,7 @@ fn dead_letters_are_safe_before_the_batch_that_counts_them() {
     bench.tell(Input::DeadLettersAcknowledged {
         incarnation: incarnation - 1,
         count: 2,
+        bytes: 0,
     });
     assert_eq!(
         bench.written(),
@@ -258,6 +270,7 @@ fn dead_letters_are_safe_before_the_batch_that_counts_them() {
     bench.tell(Input::DeadLettersAcknowledged {
         incarnation,
         count: 2,
+        bytes: 0,
     });
     let outcomes = decoded(&bench.written().expect("safe").1)
         .outcomes
@@ -291,6 +304,7 @@ fn a_late_event_can_be_replayed_as_a_historical_one() {
     bench.tell(Input::DeadLettersAcknowledged {
         incarnation,
         count: 1,
+        bytes: 0,
     });
     bench.pass(100);
     let outcomes = decoded(&bench.written().expect("due").1)

@@ -163,6 +163,7 @@ fn what_is_written_over_a_lost_end_is_kept_and_not_counted() {
     bench.tell(Input::DeadLettersAcknowledged {
         incarnation,
         count: 1,
+        bytes: 0,
     });
     let batch = decoded(&bench.written().expect("safe").1);
     let outcomes = batch.outcomes.expect("there");
@@ -192,6 +193,7 @@ fn lost_letters_wait_for_room() {
     bench.tell(Input::DeadLettersAcknowledged {
         incarnation,
         count: 3,
+        bytes: 0,
     });
     assert!(is_reused(&bench.take(4, &event("x", NOW_MS))));
 }
@@ -308,6 +310,7 @@ fn a_record_time_ahead_of_the_clock_moves_no_log_time() {
     bench.tell(Input::DeadLettersAcknowledged {
         incarnation,
         count: 1,
+        bytes: 0,
     });
     bench.pass(50);
     let (_, bytes) = bench.written().expect("due");
