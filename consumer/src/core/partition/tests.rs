@@ -7,6 +7,7 @@ use streamgauge_proto::v1;
 use super::*;
 use crate::core::{reject::Reason, series::SeriesConfig};
 
+mod letters;
 mod recovery;
 
 const DAY_MS: i64 = 86_400_000;
