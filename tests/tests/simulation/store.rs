@@ -265,11 +265,11 @@ impl Slots for ModelStore {
         never("pin")
     }
 
-    fn wipe(&self, _slot: Slot, _name: i64) -> StoreFuture<'_, ()> {
+    fn wipe(&self, _owner: i64, _slot: Slot, _name: i64) -> StoreFuture<'_, bool> {
         never("wipe")
     }
 
-    fn swap(&self, _owner: i64, _to: Slot) -> StoreFuture<'_, bool> {
+    fn swap(&self, _owner: i64, _to: Slot, _name: i64) -> StoreFuture<'_, bool> {
         never("swap")
     }
 
