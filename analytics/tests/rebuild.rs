@@ -46,11 +46,15 @@ fn log_of(batches: i64) -> Log {
 }
 
 async fn begin(store: &Arc<dyn Store>) -> Generation {
-    let clock = Arc::new(streamgauge_lifecycle::ManualClock::new(NOW_S * 1_000_000));
-    let (config, lease) = (Arc::new(Config::default()), Duration::from_secs(30));
-    Generation::begin(Arc::clone(store), config, clock, lease)
+    begin_for(store, Duration::from_secs(30))
         .await
         .expect("begun")
+}
+
+async fn begin_for(store: &Arc<dyn Store>, lease: Duration) -> Result<Generation, RebuildError> {
+    let clock = Arc::new(streamgauge_lifecycle::ManualClock::new(NOW_S * 1_000_000));
+    let config = Arc::new(Config::default());
+    Generation::begin(Arc::clone(store), config, clock, lease).await
 }
 
 /// Adds the batches between two positions of the log.
@@ -68,12 +72,16 @@ fn position(rows: &[ChainRow]) -> i64 {
 /// Rebuilds up to where the chain stands now; returns the generation and how it compares.
 async fn rebuilt(store: &Arc<dyn Store>, log: &Log) -> (Generation, Comparison) {
     let mut generation = begin(store).await;
+    let comparison = fill(&mut generation, log).await;
+    (generation, comparison)
+}
+
+async fn fill(generation: &mut Generation, log: &Log) -> Comparison {
     let reached = position(&generation.pin(1).await.expect("pinned"));
-    add(&mut generation, log, 0..reached).await;
+    add(generation, log, 0..reached).await;
     let positions = BTreeMap::from([(0, reached)]);
     generation.complete(positions).await.expect("complete");
-    let comparison = generation.compare(BOUNDS).await.expect("compared");
-    (generation, comparison)
+    generation.compare(BOUNDS).await.expect("compared")
 }
 
 async fn total(instance: &Instance) -> u64 {
@@ -362,7 +370,30 @@ async fn two_rebuilds_at_once_are_refused_and_a_dead_one_is_not_waited_for() {
         let nothing = BTreeMap::new();
         assert!(!slots.renew(1, 60_000).await.expect("asked"));
         assert!(!slots.pin(1, &BTreeMap::new()).await.expect("asked"));
-        assert!(!slots.swap(1, Slot::Second, &nothing).await.expect("asked"));
+        assert!(!slots.wipe(1, Slot::Second, 7).await.expect("asked"));
+        assert!(
+            !slots
+                .swap(1, Slot::Second, 0, &nothing)
+                .await
+                .expect("asked")
+        );
+        // Whoever has the lock may empty what is not served, and swap in what it has named.
+        assert!(!slots.wipe(2, Slot::First, 7).await.expect("asked"));
+        assert_ne!(
+            store
+                .checkpoint_state(Slot::First)
+                .await
+                .expect("a state")
+                .generation,
+            7
+        );
+        assert!(slots.wipe(2, Slot::Second, 7).await.expect("asked"));
+        assert!(
+            !slots
+                .swap(2, Slot::Second, 8, &nothing)
+                .await
+                .expect("asked")
+        );
         slots.unlock(1).await.expect("nothing of its own");
         assert_eq!(store.served().await.expect("served"), Slot::First);
         live.follow(0, &log, 1).await;
@@ -373,4 +404,144 @@ async fn two_rebuilds_at_once_are_refused_and_a_dead_one_is_not_waited_for() {
         slots.unlock(2).await.expect("unlocked");
         assert!(slots.lock(3, 60_000).await.expect("asked"));
     }
+}
+
+/// A rebuild in a process of its own, as far as time goes: what runs in it stands still while nobody waits for it.
+struct Stopped {
+    process: tokio::runtime::Runtime,
+    generation: Generation,
+}
+
+impl Stopped {
+    /// Begins one that has pinned and written half of what there is, and stops it.
+    fn begin(open: &dyn Fn() -> Arc<dyn Store>, log: &Log) -> Self {
+        let process = runtime();
+        let generation = process.block_on(async {
+            let lease = Duration::from_millis(500);
+            let mut generation = begin_for(&open(), lease).await.expect("begun");
+            let reached = position(&generation.pin(1).await.expect("pinned"));
+            add(&mut generation, log, 0..reached / 2).await;
+            generation
+        });
+        Self {
+            process,
+            generation,
+        }
+    }
+
+    /// Goes on where it stood, and gives up as the command does.
+    fn go_on(self, reached: i64) {
+        let mut generation = self.generation;
+        self.process.block_on(async move {
+            let completed = generation.complete(BTreeMap::from([(0, reached)])).await;
+            assert!(
+                matches!(completed, Err(RebuildError::LockLost)),
+                "{completed:?}"
+            );
+            let discarded = generation.discard().await;
+            assert!(
+                matches!(discarded, Err(RebuildError::LockLost)),
+                "{discarded:?}"
+            );
+        });
+    }
+}
+
+fn runtime() -> tokio::runtime::Runtime {
+    tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .expect("a runtime")
+}
+
+/// Begins another rebuild as soon as the lock of the one that stands still has expired.
+async fn take_over(store: &Arc<dyn Store>) -> Generation {
+    loop {
+        match begin_for(store, Duration::from_secs(30)).await {
+            Ok(generation) => return generation,
+            Err(RebuildError::Locked { .. }) => tokio::time::sleep(Duration::from_millis(20)).await,
+            Err(error) => panic!("{error}"),
+        }
+    }
+}
+
+/// A store that serves four batches, the log behind it, and who follows it.
+async fn four_batches(open: &dyn Fn() -> Arc<dyn Store>) -> (Log, Instance) {
+    let log = log_of(6);
+    let mut live = Instance::start(open(), Config::default()).await;
+    live.follow(0, &log, 4).await;
+    live.checkpoint().await;
+    (log, live)
+}
+
+#[test]
+fn a_rebuild_that_stood_still_leaves_alone_what_another_one_has_swapped_in() {
+    let (running, stores) = (runtime(), Stores::new());
+    for open in running.block_on(stores.each()) {
+        let (log, _) = running.block_on(four_batches(&open));
+        let stopped = Stopped::begin(&open, &log);
+        running.block_on(async {
+            let store = open();
+            let mut generation = take_over(&store).await;
+            assert_eq!(fill(&mut generation, &log).await.total().differing, 0);
+            generation.swap().await.expect("swapped");
+            let mut live = Instance::start(store, Config::default()).await;
+            live.follow(0, &log, 1).await;
+            assert!(matches!(live.checkpoint().await, Some(Checkpointed::Done)));
+        });
+        stopped.go_on(4);
+        running.block_on(async {
+            let mut live = Instance::start(open(), Config::default()).await;
+            assert_eq!(live.fold.view().slot, Slot::Second);
+            assert_eq!(total(&live).await, 5 * 60);
+            live.follow(0, &log, 1).await;
+            assert_eq!(total(&live).await, 6 * 60);
+        });
+    }
+}
+
+#[test]
+fn a_rebuild_that_stood_still_leaves_alone_what_another_one_is_about_to_swap_in() {
+    let (running, stores) = (runtime(), Stores::new());
+    for open in running.block_on(stores.each()) {
+        let (log, _) = running.block_on(four_batches(&open));
+        let stopped = Stopped::begin(&open, &log);
+        let generation = running.block_on(async {
+            let mut generation = take_over(&open()).await;
+            fill(&mut generation, &log).await;
+            generation
+        });
+        stopped.go_on(4);
+        running.block_on(async {
+            generation.swap().await.expect("swapped");
+            let live = Instance::start(open(), Config::default()).await;
+            assert_eq!(live.fold.view().slot, Slot::Second);
+            assert_eq!(total(&live).await, 4 * 60);
+        });
+    }
+}
+
+#[tokio::test]
+async fn a_rebuild_that_waits_for_the_rows_it_empties_keeps_its_lock() {
+    use sqlx::{Connection, Executor};
+    let folder = tempfile::tempdir().expect("a folder");
+    let path = folder.path().join("analytics.db");
+    let store: Arc<dyn Store> = Arc::new(SqliteStore::new(path.clone(), Durability::Normal, 2));
+    store.migrate().await.expect("migrated");
+    let lease = Duration::from_secs(2);
+    let generation = begin_for(&store, lease).await.expect("begun");
+    // Somebody is at the rows for longer than the lock lasts unless it is renewed.
+    let url = format!("sqlite:{}", path.with_extension("second.db").display());
+    let mut busy = sqlx::SqliteConnection::connect(&url).await.expect("a file");
+    busy.execute("BEGIN IMMEDIATE").await.expect("begun");
+    let discarding = tokio::spawn(generation.discard());
+    tokio::time::sleep(lease * 3 / 2).await;
+    assert!(!store.slots().lock(1, 60_000).await.expect("asked"));
+    busy.execute("ROLLBACK").await.expect("ended");
+    let discarded = discarding.await.expect("no panic");
+    assert!(discarded.is_ok(), "{discarded:?}");
+    assert!(
+        store.slots().lock(1, 60_000).await.expect("asked"),
+        "given back"
+    );
 }

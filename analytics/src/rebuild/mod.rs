@@ -12,7 +12,8 @@
 //!    chains say.
 //!
 //! Until the last step nothing that is served has changed; a rebuild that dies leaves rows that nobody reads, a lock that
-//! expires, and pins that no longer count.
+//! expires, and pins that no longer count. One that stood still until its lock expired can neither write nor empty rows
+//! that another one has begun with or swapped in.
 
 mod compare;
 mod difference;
@@ -77,7 +78,7 @@ impl Generation {
     /// has not renewed it for `lease`.
     ///
     /// # Errors
-    /// When another rebuild is under way, or the store fails.
+    /// When another rebuild is under way or takes the lock over, or the store fails.
     pub async fn begin(
         store: Arc<dyn Store>,
         config: Arc<Config>,
@@ -93,8 +94,10 @@ impl Generation {
         let prepared = async {
             let served = store.served().await?;
             let name = random_name();
-            store.slots().wipe(served.other(), name).await?;
-            Ok::<_, StoreError>((served, name))
+            if !store.slots().wipe(owner, served.other(), name).await? {
+                return Err(RebuildError::LockLost);
+            }
+            Ok::<_, RebuildError>((served, name))
         };
         let (served, name) = match prepared.await {
             Ok(prepared) => prepared,
@@ -102,7 +105,7 @@ impl Generation {
                 renewing.abort();
                 // The lock expires by itself.
                 let _ = store.slots().unlock(owner).await;
-                return Err(error.into());
+                return Err(error);
             }
         };
         let sink = Sink::new(Arc::clone(&store), &config, served.other(), name);
@@ -186,12 +189,17 @@ impl Generation {
     /// Serves the new rows from now on. Those that were served stay until the next rebuild, or until they are pruned.
     ///
     /// # Errors
-    /// When the store fails, or the lock was lost; then nothing has changed.
+    /// When the store fails, or the lock was lost and the rows may be another rebuild's; then nothing has changed.
     pub async fn swap(self) -> Result<(), RebuildError> {
         let swapped = self
             .store
             .slots()
-            .swap(self.owner, self.served.other(), &self.shifts())
+            .swap(
+                self.owner,
+                self.served.other(),
+                self.sink.name(),
+                &self.shifts(),
+            )
             .await;
         self.renewing.abort();
         match swapped {
@@ -208,16 +216,21 @@ impl Generation {
     /// Empties the new rows again and gives the lock back.
     ///
     /// # Errors
-    /// When the store fails; the lock expires by itself then.
+    /// When the lock was lost, and the rows are left alone: they may be another rebuild's, or served. When the store fails;
+    /// the lock expires by itself then.
     pub async fn discard(self) -> Result<(), RebuildError> {
-        self.renewing.abort();
-        let wiped = self
-            .store
-            .slots()
-            .wipe(self.served.other(), random_name())
+        let slots = self.store.slots();
+        // However long it takes, the lock is renewed until the rows are empty.
+        let wiped = slots
+            .wipe(self.owner, self.served.other(), random_name())
             .await;
-        self.store.slots().unlock(self.owner).await?;
-        Ok(wiped?)
+        self.renewing.abort();
+        slots.unlock(self.owner).await?;
+        if wiped? {
+            Ok(())
+        } else {
+            Err(RebuildError::LockLost)
+        }
     }
 
     /// What the new rows hold otherwise than the chains say. What the chains take in from where they were pinned on, the

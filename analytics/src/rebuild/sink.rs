@@ -38,6 +38,11 @@ impl Sink {
         }
     }
 
+    /// What the checkpoint of the rows is named, as long as they are this sink's alone.
+    pub fn name(&self) -> i64 {
+        self.fold.view().generation
+    }
+
     /// Adds a batch; writes when as much has come together as one checkpoint holds.
     pub async fn add(
         &mut self,

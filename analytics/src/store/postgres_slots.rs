@@ -136,26 +136,47 @@ impl PostgresStore {
         Ok(true)
     }
 
-    async fn empty(&self, slot: Slot, name: i64) -> Result<(), sqlx::Error> {
+    async fn empty(&self, owner: i64, slot: Slot, name: i64) -> Result<bool, sqlx::Error> {
         let mut transaction = self.writer.begin().await?;
-        query(slot.sql("TRUNCATE bucket{s}, user_page{s}, series{s}, checkpoint_position{s}"))
-            .execute(&mut *transaction)
-            .await?;
+        // The row's lock, taken here, holds checkpoints and other rebuilds off these rows until the commit.
         query(slot.sql("UPDATE checkpoint{s} SET generation = $1"))
             .bind(name)
             .execute(&mut *transaction)
             .await?;
-        transaction.commit().await
+        // The lock of rebuilds is only read, so that it can be renewed meanwhile.
+        let allowed: bool = query_scalar(sql(
+            "SELECT EXISTS (SELECT 1 FROM rebuild_lock AS l CROSS JOIN served AS s \
+             WHERE l.owner = $1 AND l.expires_ms > {now} AND s.slot <> $2)",
+        ))
+        .bind(owner)
+        .bind(slot.number())
+        .fetch_one(&mut *transaction)
+        .await?;
+        if !allowed {
+            return Ok(false);
+        }
+        query(slot.sql("TRUNCATE bucket{s}, user_page{s}, series{s}, checkpoint_position{s}"))
+            .execute(&mut *transaction)
+            .await?;
+        transaction.commit().await?;
+        Ok(true)
     }
 
     async fn move_served(
         &self,
         owner: i64,
         to: Slot,
+        name: i64,
         shifts: &BTreeMap<i32, Shift>,
     ) -> Result<bool, sqlx::Error> {
         let mut transaction = self.writer.begin().await?;
         if !holds(&mut transaction, owner).await? {
+            return Ok(false);
+        }
+        let found: i64 = query_scalar(to.sql("SELECT generation FROM checkpoint{s} FOR SHARE"))
+            .fetch_one(&mut *transaction)
+            .await?;
+        if found != name {
             return Ok(false);
         }
         // Waits for whoever deletes deltas on behalf of the rows that are served.
@@ -206,8 +227,8 @@ impl Slots for PostgresStore {
         async { pin.await.map_err(StoreError::of("pin deltas")) }.boxed()
     }
 
-    fn wipe(&self, slot: Slot, name: i64) -> StoreFuture<'_, ()> {
-        let wipe = self.empty(slot, name);
+    fn wipe(&self, owner: i64, slot: Slot, name: i64) -> StoreFuture<'_, bool> {
+        let wipe = self.empty(owner, slot, name);
         async { wipe.await.map_err(StoreError::of("empty rows")) }.boxed()
     }
 
@@ -215,9 +236,10 @@ impl Slots for PostgresStore {
         &'a self,
         owner: i64,
         to: Slot,
+        name: i64,
         shifts: &'a BTreeMap<i32, Shift>,
     ) -> StoreFuture<'a, bool> {
-        let swap = self.move_served(owner, to, shifts);
+        let swap = self.move_served(owner, to, name, shifts);
         async { swap.await.map_err(StoreError::of("swap the rows")) }.boxed()
     }
 

@@ -60,15 +60,20 @@ pub trait Slots: Send + Sync {
     /// Keeps the deltas from these positions on for as long as the lock is held; `false` when it was lost.
     fn pin<'a>(&'a self, owner: i64, positions: &'a BTreeMap<i32, i64>) -> StoreFuture<'a, bool>;
 
-    /// Empties rows that are not served, and names their checkpoint.
-    fn wipe(&self, slot: Slot, name: i64) -> StoreFuture<'_, ()>;
+    /// Empties rows that are not served, and names their checkpoint; `false` when the lock was lost or they are served, and
+    /// nothing was changed.
+    ///
+    /// It keeps every other writer from the rows first, and looks at the lock then. A rebuild that takes the lock over
+    /// empties the same rows before it does anything with them, and so comes after this one.
+    fn wipe(&self, owner: i64, slot: Slot, name: i64) -> StoreFuture<'_, bool>;
 
     /// Serves these rows from now on, keeps what they hold otherwise than the chains say, and gives the lock back; `false`
-    /// when the lock was lost, and nothing was changed.
+    /// when the lock was lost or their checkpoint bears another name, and nothing was changed.
     fn swap<'a>(
         &'a self,
         owner: i64,
         to: Slot,
+        name: i64,
         shifts: &'a BTreeMap<i32, Shift>,
     ) -> StoreFuture<'a, bool>;
 

@@ -50,7 +50,7 @@ pub enum Durability {
 pub struct SqliteStore {
     rows: [RowsFile; 2],
     pub(super) deltas_writer: SqlitePool,
-    deltas_reader: SqlitePool,
+    pub(super) deltas_reader: SqlitePool,
     path: PathBuf,
 }
 

@@ -89,8 +89,20 @@ impl SqliteStore {
         Ok(true)
     }
 
-    async fn empty(&self, slot: Slot, name: i64) -> Result<(), sqlx::Error> {
+    async fn empty(&self, owner: i64, slot: Slot, name: i64) -> Result<bool, sqlx::Error> {
         let mut transaction = begin(&self.rows(slot).writer).await?;
+        // Read with these rows locked and the deltas free: nothing that is applied meanwhile has to wait.
+        let allowed: bool = query_scalar(at_now(
+            "SELECT EXISTS (SELECT 1 FROM rebuild_lock AS l CROSS JOIN served AS s \
+             WHERE l.owner = $1 AND l.expires_ms > {now} AND s.slot <> $2)",
+        ))
+        .bind(owner)
+        .bind(slot.number())
+        .fetch_one(&self.deltas_reader)
+        .await?;
+        if !allowed {
+            return Ok(false);
+        }
         for sql in [
             "DELETE FROM bucket",
             "DELETE FROM user_page",
@@ -103,13 +115,15 @@ impl SqliteStore {
             .bind(name)
             .execute(&mut *transaction)
             .await?;
-        transaction.commit().await
+        transaction.commit().await?;
+        Ok(true)
     }
 
     async fn move_served(
         &self,
         owner: i64,
         to: Slot,
+        name: i64,
         shifts: &BTreeMap<i32, Shift>,
     ) -> Result<bool, sqlx::Error> {
         // What is served must survive whatever the number that says so survives.
@@ -118,6 +132,12 @@ impl SqliteStore {
             .await?;
         let mut transaction = begin(&self.deltas_writer).await?;
         if !holds(&mut transaction, owner).await? {
+            return Ok(false);
+        }
+        let found: i64 = query_scalar("SELECT generation FROM checkpoint")
+            .fetch_one(&self.rows(to).reader)
+            .await?;
+        if found != name {
             return Ok(false);
         }
         let generation = query_scalar(
@@ -201,8 +221,8 @@ impl Slots for SqliteStore {
         async { pin.await.map_err(StoreError::of("pin deltas")) }.boxed()
     }
 
-    fn wipe(&self, slot: Slot, name: i64) -> StoreFuture<'_, ()> {
-        let wipe = self.empty(slot, name);
+    fn wipe(&self, owner: i64, slot: Slot, name: i64) -> StoreFuture<'_, bool> {
+        let wipe = self.empty(owner, slot, name);
         async { wipe.await.map_err(StoreError::of("empty rows")) }.boxed()
     }
 
@@ -210,9 +230,10 @@ impl Slots for SqliteStore {
         &'a self,
         owner: i64,
         to: Slot,
+        name: i64,
         shifts: &'a BTreeMap<i32, Shift>,
     ) -> StoreFuture<'a, bool> {
-        let swap = self.move_served(owner, to, shifts);
+        let swap = self.move_served(owner, to, name, shifts);
         async { swap.await.map_err(StoreError::of("swap the rows")) }.boxed()
     }
 

@@ -265,7 +265,7 @@ impl Slots for ModelStore {
         never("pin")
     }
 
-    fn wipe(&self, _slot: Slot, _name: i64) -> StoreFuture<'_, ()> {
+    fn wipe(&self, _owner: i64, _slot: Slot, _name: i64) -> StoreFuture<'_, bool> {
         never("wipe")
     }
 
@@ -273,6 +273,7 @@ impl Slots for ModelStore {
         &'a self,
         _owner: i64,
         _to: Slot,
+        _name: i64,
         _shifts: &'a BTreeMap<i32, Shift>,
     ) -> StoreFuture<'a, bool> {
         never("swap")
