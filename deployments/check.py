@@ -361,7 +361,7 @@ class Check:
             self.check_address(at, model, name, effective["kafka"]["brokers"])
             self.check_address(at, model, name, effective["telemetry"].get("otlp_endpoint", ""))
             grace = self.seconds(service.get("stop_grace_period", "10s"))
-            needs = (effective["shutdown_deadline_ms"] + effective.get("shutdown_delay_ms", 0)) / 1000
+            needs = effective["shutdown_deadline_ms"] / 1000
             self.that(grace > needs, f"{at}: is killed after {grace} s, may drain for {needs} s")
         folder = "/var/lib/streamgauge/spool"
         spool = {mount["target"] for mount in services["producer"].get("volumes", []) if mount["type"] == "volume"}

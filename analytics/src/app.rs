@@ -3,14 +3,14 @@
 //! The doors open at once, so that probes are answered from the start; queries are answered as soon as the store was
 //! read. Neither Kafka nor the database need be there: the service waits for them, says so, and is not ready until then.
 
-use std::{process::ExitCode, sync::Arc, time::Duration};
+use std::{process::ExitCode, sync::Arc};
 
 use arc_swap::ArcSwapOption;
 use streamgauge_canary::{Canary, CanaryMetrics, Query};
 use streamgauge_kafka::LogReader;
 use streamgauge_lifecycle::{
-    BoxError, EXIT_FAILED, EXIT_WRONG_SETTINGS, Exposition, Health, HttpDoor, Outcome, SharedClock,
-    Shutdown, SystemClock, Tasks, fail, reachable, signal, write_line,
+    BoxError, EXIT_WRONG_SETTINGS, Exposition, Health, HttpDoor, Outcome, SharedClock, Shutdown,
+    Stage, SystemClock, Tasks, exit_code, fail, reachable, signal, write_line,
 };
 use streamgauge_settings::ConfigArgs;
 use streamgauge_telemetry::{Metrics, Tracer};
@@ -30,9 +30,6 @@ use crate::{
 
 /// The service's name in logs, traces and metrics.
 pub const SERVICE: &str = "analytics";
-
-/// Time for spans that are queued when the service ends.
-const TELEMETRY_DEADLINE: Duration = Duration::from_secs(2);
 
 /// Where the service listens.
 #[derive(Debug)]
@@ -138,12 +135,13 @@ pub async fn run_with_store(
         clock: deps.clock.clone(),
     };
     let outcome = serve(&config, listeners, &deps, &health, shared, pipeline, canary).await;
-    // A connection that hangs must not keep the process.
-    let limit = config.shutdown_deadline() / 4;
-    if tokio::time::timeout(limit, store.close()).await.is_err() {
-        tracing::warn!("connections to the store did not close in time");
-    }
-    match outcome {
+    // A connection that hangs must not keep the process. What it was for is a transaction, done or not.
+    let limit = config.deadline(&deps.shutdown).left(Stage::Flush);
+    let closed = tokio::time::timeout(limit, store.close()).await;
+    let left = closed
+        .is_err()
+        .then(|| String::from("connections to the store"));
+    match outcome.with_left(left) {
         Outcome::Clean => Ok(()),
         Outcome::Failed { task, error } => match error.downcast::<Error>() {
             Ok(error) => Err(*error),
@@ -152,10 +150,7 @@ pub async fn run_with_store(
                 source,
             }),
         },
-        Outcome::DeadlineExceeded { left } => Err(Error::Tasks(format!(
-            "these did not end in time: {}",
-            left.join(", ")
-        ))),
+        Outcome::Unfinished(unfinished) => Err(unfinished.into()),
     }
 }
 
@@ -183,14 +178,13 @@ async fn serve(
     pipeline: Pipeline,
     canary: Option<Canary>,
 ) -> Outcome {
-    let deadline = config.shutdown_deadline();
+    let deadline = config.deadline(&deps.shutdown);
     let mut tasks = Tasks::new(deps.shutdown.clone());
     let door = HttpDoor {
         listener: listeners.http,
         metrics: listeners.metrics,
         config: config.http.server.clone(),
-        shutdown: deps.shutdown.clone(),
-        deadline,
+        deadline: deadline.clone(),
     };
     door.open(&mut tasks, deps.metrics.encoder(), |exposed| {
         http::router(shared.clone(), health.clone(), &deps.metrics, exposed)
@@ -200,8 +194,7 @@ async fn serve(
         config: config.grpc.clone(),
         health: health.clone(),
         metrics: deps.metrics.clone(),
-        shutdown: deps.shutdown.clone(),
-        deadline: deadline * 9 / 10,
+        deadline: deadline.clone(),
     };
     tasks.spawn("grpc", async move {
         door.serve(listeners.grpc).await.map_err(BoxError::from)
@@ -222,7 +215,7 @@ async fn serve(
         health.shutting_down();
         Ok(())
     });
-    tasks.wait(deadline).await
+    tasks.wait(&deadline).await
 }
 
 /// The canary, where it is wanted; its metrics are there in any case. It asks at this service's own doors.
@@ -258,7 +251,10 @@ fn db_system(config: &Config) -> &'static str {
 /// The whole program: reads the settings, starts telemetry, serves until a signal, drains.
 pub async fn main_with(args: ConfigArgs) -> ExitCode {
     let ended = match settings(&args) {
-        Ok(Some(config)) => program(config).await.map_err(|error| (error, EXIT_FAILED)),
+        Ok(Some(config)) => program(config).await.map_err(|error| {
+            let code = exit_code(&*error);
+            (error, code)
+        }),
         Ok(None) => Ok(()),
         Err(error) => Err((error, EXIT_WRONG_SETTINGS)),
     };
@@ -301,8 +297,9 @@ async fn program(config: Config) -> Result<(), BoxError> {
         signal().await;
         shutdown.trigger();
     });
+    let deadline = config.deadline(&deps.shutdown);
     let result = run(config, listeners, deps).await;
     signalled.abort();
-    telemetry.shutdown(TELEMETRY_DEADLINE).await;
+    telemetry.shutdown(deadline.left(Stage::Telemetry)).await;
     Ok(result?)
 }

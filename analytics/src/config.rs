@@ -5,7 +5,7 @@ use std::{net::SocketAddr, time::Duration};
 use serde::{Deserialize, Serialize};
 use streamgauge_canary::CanaryConfig;
 use streamgauge_kafka::{FetchConfig, KafkaConfig};
-use streamgauge_lifecycle::{ExpositionConfig, HttpServerConfig};
+use streamgauge_lifecycle::{Deadline, ExpositionConfig, HttpServerConfig, Shutdown};
 use streamgauge_resilience::{BackoffConfig, BreakerConfig};
 use streamgauge_settings::SecretUrl;
 use streamgauge_telemetry::TelemetryConfig;
@@ -51,7 +51,8 @@ pub struct Config {
     pub canary: CanaryConfig,
     /// Logs and traces.
     pub telemetry: TelemetryConfig,
-    /// Time to finish what is under way at shutdown, in milliseconds.
+    /// Time from a shutdown to the end of the process, in milliseconds: for requests under way, the checkpoint,
+    /// connections to the store and spans, all together.
     pub shutdown_deadline_ms: u64,
 }
 
@@ -84,9 +85,14 @@ impl Default for Config {
 }
 
 impl Config {
-    /// Time to finish what is under way at shutdown.
+    /// Time from a shutdown to the end of the process.
     pub fn shutdown_deadline(&self) -> Duration {
         Duration::from_millis(self.shutdown_deadline_ms)
+    }
+
+    /// The same, from this signal on.
+    pub fn deadline(&self, shutdown: &Shutdown) -> Deadline {
+        Deadline::new(shutdown, self.shutdown_deadline())
     }
 
     /// Whether the settings fit each other.

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use streamgauge_kafka::KafkaError;
-use streamgauge_lifecycle::{BindError, ExpositionError, ReflectionError};
+use streamgauge_lifecycle::{BindError, ExpositionError, ReflectionError, Unfinished};
 use streamgauge_proto::{ErrorCode, Problem};
 
 use crate::store::StoreError;
@@ -38,9 +38,9 @@ pub enum Error {
     /// The gRPC reflection data cannot be read.
     #[error(transparent)]
     Reflection(#[from] ReflectionError),
-    /// A task ended that should not have.
-    #[error("the service stopped: {0}")]
-    Tasks(String),
+    /// Not everything under way could be finished in time.
+    #[error("{0}")]
+    Unfinished(#[from] Unfinished),
 }
 
 /// The answer to a query that the store failed.

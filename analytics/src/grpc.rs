@@ -8,7 +8,7 @@ use std::{
 };
 
 use futures::{Stream, StreamExt};
-use streamgauge_lifecycle::{GrpcConnections, GrpcOps, Health, Shutdown};
+use streamgauge_lifecycle::{Deadline, GrpcConnections, GrpcOps, Health};
 use streamgauge_proto::{
     FILE_DESCRIPTOR_SET, Problem,
     v1::{
@@ -49,23 +49,22 @@ pub struct Door {
     pub health: Health,
     /// Where the metrics of calls go.
     pub metrics: Metrics,
-    /// The signal that closes it.
-    pub shutdown: Shutdown,
-    /// Time for calls under way to finish after the signal.
-    pub deadline: Duration,
+    /// When it closes, and how long calls under way may take from then on.
+    pub deadline: Deadline,
 }
 
 impl Door {
     /// Serves until the shutdown, then lets calls under way finish.
     ///
     /// # Errors
-    /// When the server fails.
+    /// When the server fails, or when calls were left.
     pub async fn serve(self, listener: TcpListener) -> Result<(), Error> {
+        let shutdown = self.deadline.shutdown();
         let ops = GrpcOps::start(
             self.health.clone(),
             &[SERVICE_NAME],
             &[FILE_DESCRIPTOR_SET],
-            self.shutdown.clone(),
+            shutdown.clone(),
         )
         .await?;
         let calls = self.config.concurrency_per_connection_max.max(1);
@@ -78,23 +77,22 @@ impl Door {
             self.config.keepalive_interval_ms,
             self.config.keepalive_timeout_ms,
         );
-        let incoming = connections.incoming(listener, self.shutdown.clone());
+        let incoming = connections.incoming(listener, shutdown.clone());
+        let rpc = RpcMetrics::register(&self.metrics, &METHODS);
         let server = connections
             .server()
             .concurrency_limit_per_connection(calls)
             .max_concurrent_streams(u32::try_from(calls).unwrap_or(u32::MAX))
-            .layer(RpcMetrics::register(&self.metrics, &METHODS).layer())
+            .layer(rpc.layer())
             .add_routes(ops.routes())
             .add_service(analytics);
-        let closing = self.shutdown.triggered_owned();
-        let server = server.serve_with_incoming_shutdown(incoming, closing);
-        match ops.serve(server, self.shutdown, self.deadline).await {
-            Some(served) => served.map_err(|source| Error::Server {
+        let server = server.serve_with_incoming_shutdown(incoming, shutdown.triggered_owned());
+        ops.serve(server, &self.deadline, || rpc.under_way())
+            .await?
+            .map_err(|source| Error::Server {
                 server: "gRPC",
                 source: source.into(),
-            }),
-            None => Ok(()),
-        }
+            })
     }
 }
 

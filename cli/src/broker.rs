@@ -9,8 +9,8 @@ use clap::Args;
 use serde::{Deserialize, Serialize};
 use streamgauge_broker::{Broker, BrokerConfig};
 use streamgauge_lifecycle::{
-    Exposition, ExpositionConfig, Health, HttpDoor, HttpServerConfig, Outcome, Shutdown, Tasks,
-    ops_router, signal,
+    Deadline, Exposition, ExpositionConfig, Health, HttpDoor, HttpServerConfig, Outcome, Shutdown,
+    Stage, Tasks, ops_router, signal,
 };
 use streamgauge_settings::ConfigArgs;
 use streamgauge_telemetry::{Metrics, TelemetryConfig};
@@ -35,7 +35,10 @@ Example:
   streamgauge broker --set broker.data_dir=data/log --set broker.listen=127.0.0.1:9092
 
 Health and metrics are at http.listen. Environment variables begin with STREAMGAUGE_BROKER_. Stops on
-SIGINT and SIGTERM.")]
+SIGINT and SIGTERM.
+
+Exit codes: 0 stopped in order; 2 a setting, the folder or an address cannot be used; 3 a part failed;
+4 not everything was finished by shutdown_deadline_ms.")]
 pub struct BrokerArgs {
     #[command(flatten)]
     config: ConfigArgs,
@@ -51,7 +54,8 @@ pub struct BrokerAloneConfig {
     pub http: HttpConfig,
     /// Its log lines.
     pub telemetry: TelemetryConfig,
-    /// Time for requests to finish at shutdown, in milliseconds.
+    /// Time from a shutdown to the end of the process, in milliseconds: for requests under way, closing the log's files
+    /// and spans, all together.
     pub shutdown_deadline_ms: u64,
 }
 
@@ -113,17 +117,26 @@ pub async fn run(args: BrokerArgs, output: &mut Output) -> Result<Exit, CliError
     let broker = Broker::start(config.broker.clone())
         .await
         .map_err(|error| wrong(error.into()))?;
-    let stop = Shutdown::new();
-    let tasks = doors(&config, http, exposition, &broker, &stop);
+    let signalled = Shutdown::new();
+    let stop = signalled.later();
+    let total = Duration::from_millis(config.shutdown_deadline_ms);
+    let deadline = Deadline::new(&stop, total);
+    let health = Health::new(SERVICE);
+    let tasks = doors(&config, http, exposition, &broker, &health, &deadline);
     output.note(format!("listening on {}", broker.local_addr()))?;
     signal().await;
+    signalled.trigger();
+    health.shutting_down();
+    // Whoever looks meanwhile sees that it is on its way out, and is answered to the end.
+    let of_log = broker.shutdown(deadline.left(Stage::Doors) * 9 / 10).await;
     stop.trigger();
-    let deadline = Duration::from_millis(config.shutdown_deadline_ms);
-    // Whoever looks sees it stop, and it is not held up by them.
-    let (outcome, ()) = tokio::join!(tasks.wait(deadline), broker.shutdown(deadline));
-    telemetry.shutdown(deadline).await;
-    match outcome {
-        Outcome::Clean | Outcome::DeadlineExceeded { .. } => Ok(Exit::Ok),
+    let outcome = tasks.wait(&deadline).await;
+    telemetry.shutdown(deadline.left(Stage::Telemetry)).await;
+    let left = of_log.told();
+    let left = (!left.is_empty()).then(|| left.join(", "));
+    match outcome.with_left(left) {
+        Outcome::Clean => Ok(Exit::Ok),
+        Outcome::Unfinished(unfinished) => Err(CliError::Unfinished(unfinished)),
         Outcome::Failed { task, error } => Err(CliError::Part {
             part: task,
             source: error,
@@ -137,28 +150,26 @@ fn doors(
     http: TcpListener,
     exposition: Option<Exposition>,
     broker: &Broker,
-    stop: &Shutdown,
+    health: &Health,
+    deadline: &Deadline,
 ) -> Tasks {
-    let deadline = Duration::from_millis(config.shutdown_deadline_ms) / 2;
     let metrics = Metrics::new(SERVICE);
     let of_log = Box::new(LogMetrics::new(broker.stats_reader()));
-    let health = Health::new(SERVICE);
     metrics.with(|registry| {
         registry.register_collector(of_log);
         registry.register_collector(Box::new(health.clone()));
     });
     // It answers once its folder is open, which it is by now.
     health.condition("log").up();
-    let mut tasks = Tasks::new(stop.clone());
+    let mut tasks = Tasks::new(deadline.shutdown().clone());
     let door = HttpDoor {
         listener: http,
         metrics: exposition,
         config: config.http.server.clone(),
-        shutdown: stop.clone(),
-        deadline,
+        deadline: deadline.clone(),
     };
     door.open(&mut tasks, metrics.encoder(), |exposed| {
-        ops_router(health, exposed)
+        ops_router(health.clone(), exposed)
     });
     tasks
 }

@@ -4,6 +4,8 @@
 
 use std::{error::Error as StdError, fmt::Write as _, io, path::PathBuf, process::ExitCode};
 
+use streamgauge_lifecycle::{EXIT_UNFINISHED, Unfinished};
+
 /// The exit codes of every command.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Exit {
@@ -16,7 +18,7 @@ pub enum Exit {
     /// A service cannot be reached or does not answer.
     Unreachable = 3,
     /// Cut off: a part is done; the output says which.
-    Partial = 4,
+    Partial = EXIT_UNFINISHED as isize,
 }
 
 impl From<Exit> for ExitCode {
@@ -86,6 +88,9 @@ pub enum CliError {
         /// Its error.
         source: Cause,
     },
+    /// It was told to end, and its time was over before everything was finished.
+    #[error(transparent)]
+    Unfinished(Unfinished),
     /// Nobody reads the output, or it cannot be written.
     #[error("cannot write the output")]
     Output(#[from] io::Error),
@@ -129,7 +134,7 @@ impl CliError {
             | Self::Unreadable { .. }
             | Self::System(_)
             | Self::Part { .. } => Exit::Unreachable,
-            Self::Output(_) => Exit::Partial,
+            Self::Unfinished(_) | Self::Output(_) => Exit::Partial,
         }
     }
 

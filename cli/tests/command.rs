@@ -4,10 +4,10 @@ mod common;
 
 use std::{
     fs,
-    io::Write,
-    net::TcpListener,
+    io::{BufRead, BufReader, Read, Write},
+    net::{TcpListener, TcpStream},
     path::Path,
-    process::{Command, Stdio},
+    process::{Child, Command, Stdio},
     time::{Duration, Instant},
 };
 
@@ -279,9 +279,7 @@ impl Up {
 
     /// Asks it to stop; its exit code and what it said.
     fn stop(mut self) -> (i32, String) {
-        let pid = self.child.id().to_string();
-        let asked = Command::new("kill").args(["-TERM", &pid]).status();
-        assert!(asked.expect("kill runs").success());
+        terminate(&self.child);
         let end = Instant::now() + END_DEADLINE;
         let status = loop {
             if let Some(status) = self.child.try_wait().expect("waited") {
@@ -421,6 +419,72 @@ fn audits(up: &Up) {
     up.run(&["audit", "--set=topics.events=other", "--json"])
         .exits(2)
         .says(&["exit_code"]);
+}
+
+/// Begins a change of limits and never sends it.
+fn stuck_request(producer: &str) -> TcpStream {
+    let mut stuck = TcpStream::connect(producer).expect("it listens");
+    let head = format!(
+        "PUT /v1/admin/rate-limits HTTP/1.1\r\nhost: {producer}\r\ncontent-length: 9\r\nexpect: 100-continue\r\n\r\n"
+    );
+    stuck.write_all(head.as_bytes()).expect("sent");
+    let mut asked = [0; 12];
+    stuck.read_exact(&mut asked).expect("an answer");
+    assert_eq!(&asked, b"HTTP/1.1 100");
+    stuck
+}
+
+#[test]
+fn a_system_that_is_not_finished_at_its_deadline_exits_4_and_says_with_what() {
+    let up = Up::start(&["shutdown_deadline_ms=4000"]);
+    let stuck = stuck_request(up.endpoints["producer"]["http"].as_str().expect("text"));
+    let (code, notes) = up.stop();
+    assert_eq!(code, 4, "{notes}");
+    assert!(notes.contains("http: 1 request"), "{notes}");
+    drop(stuck);
+}
+
+#[test]
+fn a_service_that_is_not_finished_at_its_deadline_exits_4_and_says_with_what() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let mut child = binary(folder.path())
+        .args(["producer", "--set=kafka.brokers=127.0.0.1:1"])
+        .args([
+            "--set=http.listen=127.0.0.1:0",
+            "--set=grpc.listen=127.0.0.1:0",
+        ])
+        .arg("--set=shutdown_deadline_ms=1500")
+        .stderr(Stdio::piped())
+        .spawn()
+        .expect("the binary starts");
+    let lines = BufReader::new(child.stderr.take().expect("piped")).lines();
+    let mut lines = lines.map(|line| line.expect("text"));
+    let started = lines
+        .by_ref()
+        .find(|line| line.contains("producer started"));
+    let stuck = stuck_request(&listens_at(&started.expect("it says that it started")));
+    terminate(&child);
+    let said: Vec<String> = lines.collect();
+    let code = child.wait().expect("waited").code();
+    assert_eq!(code, Some(4), "{said:?}");
+    let (last, logged) = said.split_last().expect("it says why");
+    assert!(last.ends_with("http: 1 request"), "{last}");
+    let cut = |line: &String| line.contains("cut off") && line.contains("1 request");
+    assert!(logged.iter().any(cut), "{logged:?}");
+    drop(stuck);
+}
+
+/// The address of the HTTP door, from the line of the log that tells of the start.
+fn listens_at(line: &str) -> String {
+    let line: Value = serde_json::from_str(line).expect("JSON");
+    let http = line.get("http").or_else(|| line["fields"].get("http"));
+    http.and_then(Value::as_str).expect("an address").to_owned()
+}
+
+fn terminate(child: &Child) {
+    let pid = child.id().to_string();
+    let asked = Command::new("kill").args(["-TERM", &pid]).status();
+    assert!(asked.expect("kill runs").success());
 }
 
 #[test]

@@ -11,8 +11,9 @@ use streamgauge_kafka::{
     admin::{self, TopicSpec},
 };
 use streamgauge_lifecycle::{
-    BoxError, Condition, EXIT_FAILED, EXIT_WRONG_SETTINGS, Exposition, Health, HttpDoor, Outcome,
-    SharedClock, Shutdown, SystemClock, Tasks, fail, signal, write_line,
+    BoxError, Condition, Deadline, EXIT_WRONG_SETTINGS, Exposition, Health, HttpDoor, Outcome,
+    SharedClock, Shutdown, Stage, SystemClock, Tasks, Unfinished, exit_code, fail, signal,
+    write_line,
 };
 use streamgauge_resilience::Backoff;
 use streamgauge_settings::ConfigArgs;
@@ -33,9 +34,6 @@ use crate::{
 
 /// The service's name in logs, traces and metrics.
 pub const SERVICE: &str = "consumer";
-
-/// Time for spans that are queued when the service ends.
-const TELEMETRY_DEADLINE: Duration = Duration::from_secs(2);
 
 /// The longest that one look for Kafka takes; a shutdown waits for it.
 const LOOK_MS_MAX: u64 = 3_000;
@@ -95,8 +93,8 @@ pub async fn run(config: Config, listeners: Listeners, deps: Deps) -> Result<(),
         name => name.to_owned(),
     };
     let board = Board::new(instance.clone(), config.group.group.clone());
-    let deadline = config.shutdown_deadline();
     let stop = deps.shutdown.child();
+    let deadline = config.deadline(&stop);
     let desk = Desk::new(
         &config,
         instance.clone(),
@@ -110,8 +108,7 @@ pub async fn run(config: Config, listeners: Listeners, deps: Deps) -> Result<(),
         listener: listeners.http,
         metrics: listeners.metrics,
         config: config.http.server.clone(),
-        shutdown: stop.clone(),
-        deadline,
+        deadline: deadline.clone(),
     };
     let shared = http::Shared {
         board: board.clone(),
@@ -133,7 +130,7 @@ pub async fn run(config: Config, listeners: Listeners, deps: Deps) -> Result<(),
         desk,
     };
     let (grpc_config, grpc_metrics) = (config.grpc.clone(), metrics.clone());
-    let (grpc_health, closing) = (health.clone(), stop.clone());
+    let (grpc_health, closing) = (health.clone(), deadline.clone());
     tasks.spawn("grpc", async move {
         grpc::serve(
             listeners.grpc,
@@ -142,7 +139,6 @@ pub async fn run(config: Config, listeners: Listeners, deps: Deps) -> Result<(),
             &grpc_metrics,
             grpc_health,
             closing,
-            deadline * 9 / 10,
         )
         .await
         .map_err(BoxError::from)
@@ -160,18 +156,19 @@ pub async fn run(config: Config, listeners: Listeners, deps: Deps) -> Result<(),
         health,
         board,
         instance,
+        deadline: deadline.clone(),
         stop,
     };
     tasks.spawn("stream", async move {
         stream.run().await.map_err(BoxError::from)
     });
-    match tasks.wait(deadline).await {
+    match tasks.wait(&deadline).await {
         Outcome::Clean => Ok(()),
         Outcome::Failed { task, error } => Err(Error::Task {
             task,
             source: error,
         }),
-        Outcome::DeadlineExceeded { left } => Err(Error::Deadline { left }),
+        Outcome::Unfinished(unfinished) => Err(unfinished.into()),
     }
 }
 
@@ -183,6 +180,7 @@ struct Stream {
     health: Health,
     board: Board,
     instance: String,
+    deadline: Deadline,
     stop: Shutdown,
 }
 
@@ -228,6 +226,9 @@ impl Stream {
             Ok(ended)
         })?;
         let left = self.leave(shared).await;
+        if ended == monitor::Ended::Shutdown && !left {
+            return Err(Unfinished::new("leaving the group").into());
+        }
         if ended == monitor::Ended::Absent {
             let absence_ms = self.config.owner.absence_ms_max;
             tracing::error!(
@@ -286,7 +287,11 @@ impl Stream {
     /// Leaves the group, so that others take over without waiting for the session to time out; `false` when that took
     /// too long.
     async fn leave(&self, shared: Arc<Shared>) -> bool {
-        let bound = self.config.shutdown_deadline() / 2;
+        let bound = match self.stop.is_triggered() {
+            // Not to its very end, so that this task can tell.
+            true => self.deadline.left(Stage::Drain) * 9 / 10,
+            false => Duration::from_millis(self.config.shutdown_deadline_ms) / 2,
+        };
         let Some(shared) = Arc::into_inner(shared) else {
             tracing::warn!("an owner outlives its group; its session will time out");
             return false;
@@ -360,7 +365,10 @@ fn specs(topics: &TopicsConfig) -> Vec<TopicSpec> {
 /// The whole program: reads the settings, starts telemetry, serves until a signal, drains.
 pub async fn main_with(args: ConfigArgs) -> ExitCode {
     let ended = match settings(&args) {
-        Ok(Some(config)) => program(config).await.map_err(|error| (error, EXIT_FAILED)),
+        Ok(Some(config)) => program(config).await.map_err(|error| {
+            let code = exit_code(&*error);
+            (error, code)
+        }),
         Ok(None) => Ok(()),
         Err(error) => Err((error, EXIT_WRONG_SETTINGS)),
     };
@@ -404,8 +412,9 @@ async fn program(config: Config) -> Result<(), BoxError> {
         signal().await;
         shutdown.trigger();
     });
+    let deadline = config.deadline(&deps.shutdown);
     let result = run(config, listeners, deps).await;
     signalled.abort();
-    telemetry.shutdown(TELEMETRY_DEADLINE).await;
+    telemetry.shutdown(deadline.left(Stage::Telemetry)).await;
     Ok(result?)
 }

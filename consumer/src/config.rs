@@ -5,7 +5,7 @@ use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 use serde::{Deserialize, Serialize};
 use streamgauge_kafka::{FetchConfig, GroupConfig, KafkaConfig, PublisherConfig};
-use streamgauge_lifecycle::{ExpositionConfig, HttpServerConfig};
+use streamgauge_lifecycle::{Deadline, ExpositionConfig, HttpServerConfig, Shutdown};
 use streamgauge_resilience::BackoffConfig;
 use streamgauge_telemetry::TelemetryConfig;
 
@@ -62,7 +62,8 @@ pub struct Config {
     pub metrics: MetricsConfig,
     /// Logs and traces.
     pub telemetry: TelemetryConfig,
-    /// Time to finish what is under way at shutdown, in milliseconds.
+    /// Time from a shutdown to the end of the process, in milliseconds: for requests under way, what the owners
+    /// have in flight, leaving the group and spans, all together.
     pub shutdown_deadline_ms: u64,
 }
 
@@ -348,9 +349,9 @@ impl Default for MetricsConfig {
 }
 
 impl Config {
-    /// Time to finish what is under way at shutdown.
-    pub fn shutdown_deadline(&self) -> Duration {
-        Duration::from_millis(self.shutdown_deadline_ms)
+    /// The time from this signal to the end of the process.
+    pub fn deadline(&self, shutdown: &Shutdown) -> Deadline {
+        Deadline::new(shutdown, Duration::from_millis(self.shutdown_deadline_ms))
     }
 
     /// Checks what no single setting can tell about itself.

@@ -1,7 +1,7 @@
 //! What can end the service. Kafka being away is none of these: that is waited for.
 
 use streamgauge_kafka::KafkaError;
-use streamgauge_lifecycle::{BindError, BoxError, ExpositionError, ReflectionError};
+use streamgauge_lifecycle::{BindError, BoxError, ExpositionError, ReflectionError, Unfinished};
 
 use crate::core::series::SeriesError;
 
@@ -63,9 +63,6 @@ pub enum Error {
         source: BoxError,
     },
     /// Not everything under way could be finished in time.
-    #[error("not finished at the deadline of the shutdown: {}", left.join(", "))]
-    Deadline {
-        /// The parts that had not ended.
-        left: Vec<&'static str>,
-    },
+    #[error("{0}")]
+    Unfinished(#[from] Unfinished),
 }

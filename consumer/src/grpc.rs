@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use streamgauge_lifecycle::{GrpcConnections, GrpcOps, Health, SharedClock, Shutdown};
+use streamgauge_lifecycle::{Deadline, GrpcConnections, GrpcOps, Health, SharedClock};
 use streamgauge_proto::{
     FILE_DESCRIPTOR_SET,
     v1::{
@@ -76,19 +76,20 @@ impl ConsumerControl for Control {
     }
 }
 
-/// Serves until the shutdown, then lets calls under way finish until the deadline.
+/// Serves until the shutdown, then lets calls under way finish, as long as the deadline and `grpc.close_ms_max` leave
+/// them.
 ///
 /// # Errors
-/// When the server cannot be set up or fails.
+/// When the server cannot be set up or fails, or when calls were left.
 pub async fn serve(
     listener: TcpListener,
     services: Services,
     config: &GrpcConfig,
     metrics: &ConsumerMetrics,
     health: Health,
-    shutdown: Shutdown,
-    deadline: Duration,
+    deadline: Deadline,
 ) -> Result<(), Error> {
+    let shutdown = deadline.shutdown().clone();
     let descriptors = [FILE_DESCRIPTOR_SET];
     let names = [SERVICE_NAME, dead_letters_server::SERVICE_NAME];
     let ops = GrpcOps::start(health, &names, &descriptors, shutdown.clone()).await?;
@@ -112,9 +113,8 @@ pub async fn serve(
         .add_service(desk)
         .serve_with_incoming_shutdown(incoming, shutdown.triggered_owned());
     // A client that keeps a call open must not keep the service.
-    let close = deadline.min(Duration::from_millis(config.close_ms_max));
-    match ops.serve(server, shutdown, close).await {
-        Some(served) => served.map_err(Error::Grpc),
-        None => Ok(()),
-    }
+    let deadline = deadline.within(Duration::from_millis(config.close_ms_max));
+    ops.serve(server, &deadline, || metrics.rpc().under_way())
+        .await?
+        .map_err(Error::Grpc)
 }

@@ -9,15 +9,14 @@ use std::time::Duration;
 
 use streamgauge_kafka::{Publisher, PublisherConfig};
 use streamgauge_lifecycle::{
-    BoxError, Condition, EXIT_FAILED, EXIT_WRONG_SETTINGS, Exposition, Health, HttpDoor, Outcome,
-    SharedClock, Shutdown, SystemClock, Tasks, fail, signal, write_line,
+    BoxError, Condition, Deadline, EXIT_WRONG_SETTINGS, Exposition, Health, HttpDoor, Outcome,
+    SharedClock, Shutdown, Stage, SystemClock, Tasks, exit_code, fail, signal, write_line,
 };
 use streamgauge_resilience::Breaker;
 use streamgauge_settings::ConfigArgs;
 use streamgauge_spool::Drainer;
 use streamgauge_telemetry::{Metrics, Tracer};
 use tokio::net::TcpListener;
-use tokio::time::Instant;
 
 use crate::admin::AdminGate;
 use crate::admission::Admission;
@@ -37,9 +36,6 @@ pub const SERVICE: &str = "producer";
 
 /// What the names of environment variables begin with.
 pub const ENV_PREFIX: &str = "STREAMGAUGE_PRODUCER";
-
-/// Time for spans that are queued when the service ends.
-const TELEMETRY_DEADLINE: Duration = Duration::from_secs(2);
 
 /// Where the service listens.
 #[derive(Debug)]
@@ -96,14 +92,20 @@ pub async fn run(config: Config, listeners: Listeners, deps: Deps) -> Result<(),
         parts.clone(),
         drain,
     );
-    let end = serve(&config, listeners, &deps, &parts, finding).await?;
-    let left = publisher
-        .drain(end.saturating_duration_since(Instant::now()))
-        .await;
-    if left > 0 {
-        return Err(Error::Undrained { left });
+    let deadline = config.deadline(&parts.stop);
+    let outcome = serve(&config, listeners, &deps, &parts, &deadline, finding).await;
+    parts.health.shutting_down();
+    let on_their_way = publisher.drain(deadline.left(Stage::Flush)).await;
+    // Their clients were not told that they were accepted.
+    let left = (on_their_way > 0).then(|| format!("{on_their_way} events on their way to Kafka"));
+    match outcome.with_left(left) {
+        Outcome::Clean => Ok(()),
+        Outcome::Failed { task, error } => Err(Error::Task {
+            task,
+            source: error,
+        }),
+        Outcome::Unfinished(unfinished) => Err(unfinished.into()),
     }
-    Ok(())
 }
 
 /// The one who brings the spool to Kafka, with a client of its own that gives no record up by itself.
@@ -136,7 +138,7 @@ fn drain(
         config: config.spool.clone(),
         retry: config.retry.clone(),
         stall: Duration::from_millis(config.limits.stall_ms),
-        grace: Duration::from_millis(config.shutdown_deadline_ms) / 2,
+        grace: Duration::from_millis(config.shutdown_deadline_ms - config.shutdown_delay_ms) / 2,
         metrics,
         stop: parts.stop.clone(),
     })
@@ -150,7 +152,7 @@ pub(crate) struct Parts {
     pub(crate) health: Health,
     pub(crate) log: Condition,
     pub(crate) spool: Option<SpoolHealth>,
-    /// Closes the doors; raised a little after the shutdown.
+    /// Closes the doors; raised a little after the shutdown, from which on its time counts.
     pub(crate) stop: Shutdown,
 }
 
@@ -200,24 +202,21 @@ impl Parts {
                 SpoolHealth::new(spooling, health.condition("spool"), deps.clock.clone())
             }),
             health,
-            stop: Shutdown::new(),
+            stop: deps.shutdown.later(),
         }
     }
 }
 
-/// Runs both doors and `beside` until the shutdown; returns the moment by which draining has to end.
-pub(crate) async fn serve(
+/// Runs both doors and `beside` until the shutdown and lets them drain.
+async fn serve(
     config: &Config,
     listeners: Listeners,
     deps: &Deps,
     parts: &Parts,
+    deadline: &Deadline,
     beside: impl Future<Output = ()> + Send + 'static,
-) -> Result<Instant, Error> {
+) -> Outcome {
     let limits = Arc::new(config.limits.clone());
-    let deadline = Duration::from_millis(config.shutdown_deadline_ms);
-    // The doors end first, so that cutting off a client is not taken for a part that hangs, and something is left for
-    // the records that such a client has left behind.
-    let door_deadline = deadline * 9 / 10;
     let shared = http::Shared {
         intake: parts.intake.clone(),
         limits: limits.clone(),
@@ -235,14 +234,14 @@ pub(crate) async fn serve(
         listener: listeners.http,
         metrics: listeners.metrics,
         config: config.http.server.clone(),
-        shutdown: parts.stop.clone(),
-        deadline: door_deadline,
+        deadline: deadline.clone(),
     };
     door.open(&mut tasks, deps.metrics.encoder(), |exposed| {
         http::router(shared, parts.health.clone(), exposed)
     });
+    let closing = deadline.clone();
     tasks.spawn("grpc", async move {
-        grpc::serve(listeners.grpc, grpc, health, door_deadline)
+        grpc::serve(listeners.grpc, grpc, health, closing)
             .await
             .map_err(BoxError::from)
     });
@@ -260,20 +259,7 @@ pub(crate) async fn serve(
         "shutdown",
         close_doors(deps.shutdown.clone(), parts.clone(), delay),
     );
-    let stopping = async {
-        parts.stop.triggered().await;
-        Instant::now() + deadline
-    };
-    let (outcome, end) = tokio::join!(tasks.wait(deadline), stopping);
-    parts.health.shutting_down();
-    match outcome {
-        Outcome::Clean => Ok(end),
-        Outcome::Failed { task, error } => Err(Error::Task {
-            task,
-            source: error,
-        }),
-        Outcome::DeadlineExceeded { left } => Err(Error::Deadline { left }),
-    }
+    tasks.wait(deadline).await
 }
 
 /// On a shutdown: readiness down, a pause for load balancers to notice, then the doors.
@@ -292,7 +278,10 @@ async fn close_doors(shutdown: Shutdown, parts: Parts, delay: Duration) -> Resul
 /// The whole program: reads the settings, starts telemetry, serves until a signal, drains.
 pub async fn main_with(args: ConfigArgs) -> ExitCode {
     let ended = match settings(&args) {
-        Ok(Some(config)) => program(config).await.map_err(|error| (error, EXIT_FAILED)),
+        Ok(Some(config)) => program(config).await.map_err(|error| {
+            let code = exit_code(&*error);
+            (error, code)
+        }),
         Ok(None) => Ok(()),
         Err(error) => Err((error, EXIT_WRONG_SETTINGS)),
     };
@@ -336,8 +325,9 @@ async fn program(config: Config) -> Result<(), BoxError> {
         signal().await;
         shutdown.trigger();
     });
+    let deadline = config.deadline(&deps.shutdown);
     let result = run(config, listeners, deps).await;
     signalled.abort();
-    telemetry.shutdown(TELEMETRY_DEADLINE).await;
+    telemetry.shutdown(deadline.left(Stage::Telemetry)).await;
     Ok(result?)
 }

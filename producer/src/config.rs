@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 use streamgauge_kafka::{KafkaConfig, PublisherConfig};
-use streamgauge_lifecycle::{ExpositionConfig, HttpServerConfig};
+use streamgauge_lifecycle::{Deadline, ExpositionConfig, HttpServerConfig, Shutdown};
 use streamgauge_resilience::{BackoffConfig, BreakerConfig};
 use streamgauge_settings::Secret;
 use streamgauge_telemetry::TelemetryConfig;
@@ -61,9 +61,10 @@ pub struct Config {
     /// Logs and traces.
     pub telemetry: TelemetryConfig,
     /// Time between readiness going down and the end of accepting, in milliseconds: what a load balancer needs to
-    /// notice.
+    /// notice. Part of the deadline, and at most half of it.
     pub shutdown_delay_ms: u64,
-    /// Time for everything under way to finish after a shutdown, in milliseconds.
+    /// Time from a shutdown to the end of the process, in milliseconds: for the delay, requests under way, records on
+    /// their way to Kafka and spans, all together.
     pub shutdown_deadline_ms: u64,
 }
 
@@ -308,6 +309,11 @@ impl Default for MetricsConfig {
 }
 
 impl Config {
+    /// The time from this signal to the end of the process.
+    pub fn deadline(&self, shutdown: &Shutdown) -> Deadline {
+        Deadline::new(shutdown, Duration::from_millis(self.shutdown_deadline_ms))
+    }
+
     /// Checks what no single setting can tell about itself.
     pub fn check(&self) -> Result<(), ConfigError> {
         settings::check(
@@ -341,6 +347,14 @@ impl Config {
                     limits.body_bytes_max,
                     limits.decompressed_bytes_max,
                     self.grpc.message_bytes_max
+                ),
+            ),
+            (
+                self.shutdown_delay_ms <= self.shutdown_deadline_ms / 2,
+                "shutdown_delay_ms",
+                format!(
+                    "it must not be above half of shutdown_deadline_ms ({}), or nothing is left to drain in",
+                    self.shutdown_deadline_ms
                 ),
             ),
             (
@@ -403,7 +417,10 @@ mod tests {
     #[test]
     fn a_broken_rule_names_its_setting() {
         type Breaking = fn(&mut Config);
-        let cases: [(&str, Breaking); 17] = [
+        let cases: [(&str, Breaking); 18] = [
+            ("shutdown_delay_ms", |config| {
+                config.shutdown_delay_ms = config.shutdown_deadline_ms / 2 + 1;
+            }),
             ("publisher.delivery_timeout_ms", |config| {
                 config.publisher.delivery_timeout_ms = 9_001
             }),

@@ -1,7 +1,7 @@
 //! What can end the service.
 
 use streamgauge_kafka::KafkaError;
-use streamgauge_lifecycle::{BindError, BoxError, ExpositionError, ReflectionError};
+use streamgauge_lifecycle::{BindError, BoxError, ExpositionError, ReflectionError, Unfinished};
 use streamgauge_spool::SpoolError;
 
 /// Two settings that do not go together, or one out of its range.
@@ -40,9 +40,6 @@ pub enum Error {
         source: BoxError,
     },
     /// Not everything under way could be finished in time.
-    #[error("not finished at the deadline of the shutdown: {}", left.join(", "))]
-    Deadline { left: Vec<&'static str> },
-    /// Their clients were not told that they were accepted.
-    #[error("{left} events were still on their way to Kafka at the deadline of the shutdown")]
-    Undrained { left: usize },
+    #[error("{0}")]
+    Unfinished(#[from] Unfinished),
 }

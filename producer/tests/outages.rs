@@ -8,7 +8,10 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use common::{Producer, broker, broker_on, config, eventually};
+use streamgauge_lifecycle::{EXIT_UNFINISHED, exit_code};
+use streamgauge_producer::Error;
 use tempfile::TempDir;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 
 const EVENT: &str = r#"{"user_id":"u","event_type":"x"}"#;
@@ -265,4 +268,30 @@ async fn a_shutdown_finishes_what_is_under_way() {
         TcpStream::connect(address).await.is_err(),
         "the door is closed"
     );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_request_that_is_cut_at_the_deadline_is_named() {
+    let dir = TempDir::new().unwrap();
+    let broker = broker(&dir).await;
+    let mut config = config(&broker.bootstrap());
+    config.shutdown_deadline_ms = 1_000;
+    let producer = Producer::start(config).await;
+    let mut stuck = TcpStream::connect(producer.http).await.unwrap();
+    let head =
+        "POST /v1/events HTTP/1.1\r\nhost: x\r\ncontent-length: 9\r\nexpect: 100-continue\r\n\r\n";
+    stuck.write_all(head.as_bytes()).await.unwrap();
+    // Its body is waited for.
+    let mut asked = [0; 12];
+    stuck.read_exact(&mut asked).await.unwrap();
+    assert_eq!(&asked, b"HTTP/1.1 100");
+    let began = tokio::time::Instant::now();
+    let error = producer.stop().await.unwrap_err();
+    let took = began.elapsed();
+    assert!(took < Duration::from_secs(5), "{took:?}");
+    assert_eq!(exit_code(&error), EXIT_UNFINISHED);
+    match error {
+        Error::Unfinished(unfinished) => assert_eq!(unfinished.left(), ["http: 1 request"]),
+        other => panic!("{other}"),
+    }
 }

@@ -22,16 +22,21 @@ pub const ENV_PREFIX: &str = "STREAMGAUGE_UP";
 /// The services that a system consists of, beside the log.
 const PARTS: u64 = 3;
 
-/// The log's share of the time to drain is one in so many.
-const LOG_SHARE: u64 = 5;
+/// One in so many of the time to drain is kept for what ends last: the log, and spans.
+const RESERVE: u64 = 5;
 
-/// How the time to drain is shared.
+/// One in so many of that is the spans'.
+const SPANS_OF_RESERVE: u64 = 4;
+
+/// By when, from the signal on, what has to have ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct DrainBudget {
-    /// For the three services together.
+    /// The three services.
     pub parts: Duration,
-    /// For the log, which ends last.
+    /// The log.
     pub log: Duration,
+    /// Spans, and with them everything.
+    pub all: Duration,
 }
 
 /// The settings of `streamgauge up`. The parts have theirs below; what this process must decide by
@@ -52,8 +57,8 @@ pub struct UpConfig {
     pub partitions: i32,
     /// Time for everything to become ready, in milliseconds.
     pub ready_timeout_ms: u64,
-    /// Time for everything to drain, in milliseconds: a fifth is kept for the log, the rest is shared
-    /// by the parts.
+    /// Time from a signal to the end of the process, in milliseconds: a fifth is kept for the log and
+    /// spans, the rest is shared by the parts.
     pub shutdown_deadline_ms: u64,
     /// Logs and traces of all parts.
     pub telemetry: TelemetryConfig,
@@ -191,7 +196,7 @@ impl UpConfig {
 
     /// The time that each part has at least to drain, in milliseconds.
     pub const fn part_deadline_ms(&self) -> u64 {
-        (self.shutdown_deadline_ms - self.shutdown_deadline_ms / LOG_SHARE) / PARTS
+        (self.shutdown_deadline_ms - self.shutdown_deadline_ms / RESERVE) / PARTS
     }
 
     /// The parts' own deadlines, with their settings.
@@ -285,10 +290,12 @@ impl UpConfig {
 
     /// Time for everything to drain.
     pub const fn drain_budget(&self) -> DrainBudget {
-        let log_ms = self.shutdown_deadline_ms / LOG_SHARE;
+        let all_ms = self.shutdown_deadline_ms;
+        let reserve_ms = all_ms / RESERVE;
         DrainBudget {
-            parts: Duration::from_millis(self.shutdown_deadline_ms - log_ms),
-            log: Duration::from_millis(log_ms),
+            parts: Duration::from_millis(all_ms - reserve_ms),
+            log: Duration::from_millis(all_ms - reserve_ms / SPANS_OF_RESERVE),
+            all: Duration::from_millis(all_ms),
         }
     }
 }
@@ -338,9 +345,9 @@ mod tests {
     #[test]
     fn time_to_drain_is_shared() {
         let config = settled(|config| config.shutdown_deadline_ms = 10_000).expect("valid");
-        let DrainBudget { parts, log } = config.drain_budget();
-        assert_eq!(parts + log, Duration::from_secs(10));
-        assert_eq!(log, Duration::from_secs(2));
+        let DrainBudget { parts, log, all } = config.drain_budget();
+        let ends = [parts, log, all].map(|end| end.as_millis());
+        assert_eq!(ends, [8_000, 9_500, 10_000]);
         assert_eq!(config.producer.shutdown_deadline_ms, 2_666);
         assert_eq!(config.analytics.shutdown_deadline_ms, 2_666);
     }

@@ -197,7 +197,14 @@ fn tell(drained: &Drained, started: Instant, output: &mut Output) -> Result<Exit
     for part in &drained.late {
         output.labelled(Paint::Red, part, "did not end in time and was cut off")?;
     }
-    if drained.failed.is_empty() && drained.late.is_empty() {
+    for left in drained.log.told() {
+        output.labelled(
+            Paint::Red,
+            "the embedded log",
+            &format!("not finished: {left}"),
+        )?;
+    }
+    if drained.is_complete() {
         let took = times::show_duration(started.elapsed());
         output.note(format!(
             "drained in {took}: producer, consumer, analytics, log"

@@ -3,7 +3,7 @@
 
 use std::{net::SocketAddr, time::Duration};
 
-use streamgauge_broker::{Broker, BrokerError};
+use streamgauge_broker::{Broker, BrokerError, Left};
 use streamgauge_lifecycle::{Exposition, Shutdown, SystemClock, reachable};
 use streamgauge_telemetry::{Metrics, Telemetry};
 use tokio::{
@@ -29,9 +29,6 @@ const WATCH_POLL: Duration = Duration::from_millis(200);
 /// Time for one answer about readiness.
 const READY_ANSWER: Duration = Duration::from_secs(2);
 
-/// Time for spans that are queued at the end.
-const TELEMETRY_DEADLINE: Duration = Duration::from_secs(2);
-
 /// A system that runs.
 pub struct System {
     /// In the order in which they are stopped.
@@ -55,6 +52,15 @@ pub struct Drained {
     pub failed: Vec<(&'static str, Cause)>,
     /// Parts that had not ended by the deadline.
     pub late: Vec<&'static str>,
+    /// What the log left behind.
+    pub log: Left,
+}
+
+impl Drained {
+    /// Whether nothing was left behind.
+    pub fn is_complete(&self) -> bool {
+        self.failed.is_empty() && self.late.is_empty() && self.log == Left::default()
+    }
 }
 
 /// Everything's address, taken before anything starts: a port that is not free is told at once.
@@ -228,13 +234,13 @@ impl System {
     /// loses nothing that was acknowledged. Each part has an equal share of what is left, and the
     /// log a reserve that no part can use up.
     pub async fn drain(self, budget: DrainBudget) -> Drained {
-        let parts_end = Instant::now() + budget.parts;
+        let began = Instant::now();
+        let until = |end: Duration| (began + end).saturating_duration_since(Instant::now());
         let mut drained = Drained::default();
         let mut waiting = self.parts.len() as u32;
         for mut part in self.parts {
             part.shutdown.trigger();
-            let left = parts_end.saturating_duration_since(Instant::now());
-            let share = Instant::now() + left / waiting.max(1);
+            let share = Instant::now() + until(budget.parts) / waiting.max(1);
             waiting -= 1;
             match timeout_at(share, &mut part.task).await {
                 Ok(result) => {
@@ -248,9 +254,8 @@ impl System {
                 }
             }
         }
-        // It takes this time at most twice: for its connections, then for its files.
-        self.broker.shutdown(budget.log / 2).await;
-        self.telemetry.shutdown(TELEMETRY_DEADLINE).await;
+        drained.log = self.broker.shutdown(until(budget.log)).await;
+        self.telemetry.shutdown(until(budget.all)).await;
         drained
     }
 }

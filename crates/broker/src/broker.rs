@@ -4,10 +4,12 @@
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use tokio::net::TcpListener;
 use tokio::runtime::Runtime;
+use tokio::time::{Instant, timeout, timeout_at};
 use tokio_util::task::TaskTracker;
 use tracing::{info, warn};
 
@@ -164,23 +166,47 @@ impl Broker {
         move || node.stats()
     }
 
-    /// Stops accepting, lets requests finish, and closes the logs so that the
-    /// next start needs no scan. Beyond the deadline it stops as a crash would.
-    pub async fn shutdown(mut self, deadline: Duration) {
+    /// Stops accepting, lets requests finish for half of the time at most, and
+    /// closes the logs so that the next start needs no scan. Beyond that it
+    /// stops as a crash would, and says what was left.
+    pub async fn shutdown(mut self, deadline: Duration) -> Left {
+        let end = Instant::now() + deadline;
         self.node.stopping.cancel();
         self.tasks.close();
-        let drained = tokio::time::timeout(deadline, self.tasks.wait()).await;
-        if drained.is_err() {
-            warn!("connections did not drain in time");
+        let mut left = Left::default();
+        if timeout(deadline / 2, self.tasks.wait()).await.is_err() {
+            left.connections = self.node.counters.connections_open.load(Ordering::Relaxed);
+            warn!(left.connections, "connections did not drain in time");
         }
         let node = Arc::clone(&self.node);
         let closed = self.on_disk(move || node.close());
-        if tokio::time::timeout(deadline, closed).await.is_err() {
+        if timeout_at(end, closed).await.is_err() {
+            left.logs_open = true;
             warn!("the logs did not close in time");
         }
         if let Some(runtime) = self.runtime.take() {
             runtime.shutdown_background();
         }
+        left
+    }
+}
+
+/// What a broker had to leave behind when its time to stop was over.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Left {
+    /// Connections with a request under way, which were cut.
+    pub connections: u64,
+    /// The logs were not closed: the next start scans them.
+    pub logs_open: bool,
+}
+
+impl Left {
+    /// What is to be told, thing by thing; nothing when all was done.
+    pub fn told(&self) -> Vec<String> {
+        let connections =
+            (self.connections > 0).then(|| format!("{} connections to the log", self.connections));
+        let logs = self.logs_open.then(|| String::from("files of the log"));
+        connections.into_iter().chain(logs).collect()
     }
 }
 

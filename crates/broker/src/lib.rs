@@ -39,7 +39,7 @@ mod shape;
 mod stats;
 mod topics;
 
-pub use broker::Broker;
+pub use broker::{Broker, Left};
 pub use config::{BrokerConfig, Fsync};
 pub use error::BrokerError;
 pub use faults::Faults;

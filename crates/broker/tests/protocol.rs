@@ -21,7 +21,7 @@ use kafka_protocol::messages::{
 };
 use kafka_protocol::protocol::{Decodable, Request, StrBytes};
 use proptest::prelude::*;
-use streamgauge_broker::{Broker, BrokerConfig};
+use streamgauge_broker::{Broker, BrokerConfig, Left};
 use support::*;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
@@ -203,16 +203,21 @@ async fn a_request_without_records_may_not_be_large() {
     })
     .await;
     // Records may be larger than that.
-    let data = PartitionProduceData::default().with_records(Some(vec![0; 10_000].into()));
-    let topic = TopicProduceData::default()
-        .with_name(TopicName(text("nowhere")))
-        .with_partition_data(vec![data]);
-    let request = ProduceRequest::default()
-        .with_acks(1)
-        .with_topic_data(vec![topic]);
+    let request = records(10_000);
     let answer = Raw::connect(&broker).await.call(9, &request).await;
     assert_eq!(answer.responses[0].partition_responses[0].error_code, 3);
     stop(broker).await;
+}
+
+/// A request to write that many bytes to a topic that is not there.
+fn records(bytes: usize) -> ProduceRequest {
+    let data = PartitionProduceData::default().with_records(Some(vec![0; bytes].into()));
+    let topic = TopicProduceData::default()
+        .with_name(TopicName(text("nowhere")))
+        .with_partition_data(vec![data]);
+    ProduceRequest::default()
+        .with_acks(1)
+        .with_topic_data(vec![topic])
 }
 
 /// The body of a metadata request for one topic with a long name.
@@ -389,6 +394,28 @@ async fn a_dropped_broker_closes_its_connections_and_frees_its_folder() {
         .unwrap();
     assert!(matches!(read, Ok(0) | Err(_)));
     stop(start(dir.path()).await).await;
+}
+
+#[tokio::test]
+async fn a_shutdown_says_what_it_had_to_leave() {
+    let dir = tempfile::tempdir().unwrap();
+    let broker = start(dir.path()).await;
+    // One with a request under way, and one that is idle.
+    broker.faults().delay_appends(LIMIT);
+    let mut stuck = Raw::connect(&broker).await;
+    stuck.send(9, &records(100)).await.unwrap();
+    let idle = connect(&broker).await;
+    eventually("the request to be under way", || {
+        let stats = broker.stats();
+        stats.requests == 1 && stats.connections_open == 2
+    })
+    .await;
+    let left = broker.shutdown(Duration::from_millis(500)).await;
+    assert_eq!((left.connections, left.logs_open), (1, false));
+    assert_eq!(left.told(), ["1 connection to the log"]);
+    drop((stuck, idle));
+    let left = start(dir.path()).await.shutdown(LIMIT).await;
+    assert_eq!(left, Left::default());
 }
 
 #[test]

@@ -1,12 +1,10 @@
 //! Where a service answers over HTTP: its routes, and its metrics beside them or on a listener of their own.
 
-use std::time::Duration;
-
 use axum::Router;
 use tokio::net::TcpListener;
 
 use crate::ops::Encoder;
-use crate::{BoxError, Exposition, HttpServerConfig, Shutdown, Tasks, serve_http};
+use crate::{BoxError, Deadline, Exposition, HttpServerConfig, Tasks, serve_http};
 
 /// What a service needs to answer over HTTP, but for its routes.
 #[derive(Debug)]
@@ -15,9 +13,8 @@ pub struct HttpDoor {
     /// Metrics on a listener of their own, where the settings ask for it.
     pub metrics: Option<Exposition>,
     pub config: HttpServerConfig,
-    pub shutdown: Shutdown,
-    /// How long requests under way may take after the shutdown.
-    pub deadline: Duration,
+    /// When it closes, and how long requests under way may take from then on.
+    pub deadline: Deadline,
 }
 
 impl HttpDoor {
@@ -32,16 +29,15 @@ impl HttpDoor {
             listener,
             metrics: exposition,
             config,
-            shutdown,
             deadline,
         } = self;
         let beside = match exposition {
             None => Some(metrics),
             Some(exposition) => {
-                let (config, shutdown) = (config.clone(), shutdown.clone());
+                let (config, deadline) = (config.clone(), deadline.clone());
                 tasks.spawn("metrics", async move {
                     exposition
-                        .serve(metrics, config, shutdown, deadline)
+                        .serve(metrics, config, deadline)
                         .await
                         .map_err(BoxError::from)
                 });
@@ -50,7 +46,7 @@ impl HttpDoor {
         };
         let router = routes(beside);
         tasks.spawn("http", async move {
-            serve_http(listener, router, config, shutdown, deadline)
+            serve_http(listener, router, config, deadline)
                 .await
                 .map_err(BoxError::from)
         });

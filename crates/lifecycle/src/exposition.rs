@@ -4,7 +4,6 @@
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::Duration;
 
 use axum::extract::Request;
 use axum::middleware::{self, Next};
@@ -18,10 +17,10 @@ use subtle::ConstantTimeEq;
 use thiserror::Error;
 use tokio::net::TcpListener;
 
-use crate::Shutdown;
 use crate::ops::{Encoder, metrics_router};
 use crate::server::{BindError, HttpServerConfig, bind, serve};
 use crate::tls::{Tls, TlsConfig, TlsError};
+use crate::{Deadline, Unfinished};
 
 /// Where `/metrics` is served.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -104,9 +103,8 @@ impl Exposition {
         self,
         metrics: Encoder,
         config: HttpServerConfig,
-        shutdown: Shutdown,
-        deadline: Duration,
-    ) -> io::Result<()> {
+        deadline: Deadline,
+    ) -> Result<(), Unfinished> {
         let mut router = metrics_router(metrics);
         if let Some(credentials) = self.credentials {
             let credentials = Arc::new(credentials);
@@ -121,7 +119,7 @@ impl Exposition {
                 }
             }));
         }
-        serve(self.listener, self.tls, router, config, shutdown, deadline).await
+        serve(self.listener, self.tls, router, config, deadline).await
     }
 }
 

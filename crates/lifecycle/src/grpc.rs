@@ -18,7 +18,7 @@ use tonic_health::server::HealthReporter;
 
 use crate::connection::Connection;
 use crate::server::accept;
-use crate::{Health, Shutdown};
+use crate::{Deadline, Health, Shutdown, Stage, Unfinished};
 
 /// The descriptors of the services, which are part of the program, could not be read.
 #[derive(Debug, Error)]
@@ -70,32 +70,38 @@ impl GrpcOps {
         self.routes.clone()
     }
 
-    /// Runs the server and sees to its end: once the shutdown is raised there is `deadline` left, after which calls
-    /// that are still under way are given up. None then.
-    pub async fn serve<T>(
+    /// Runs the server and sees to its end: once the shutdown is raised there is the doors' share of the deadline left,
+    /// after which the calls that are still `under_way` are given up; the error says how many.
+    pub async fn serve<E>(
         self,
-        server: impl Future<Output = T>,
-        shutdown: Shutdown,
-        deadline: Duration,
-    ) -> Option<T> {
-        let late = async {
-            shutdown.triggered().await;
-            tokio::time::sleep(deadline).await;
-        };
+        server: impl Future<Output = Result<(), E>>,
+        deadline: &Deadline,
+        under_way: impl Fn() -> usize,
+    ) -> Result<Result<(), E>, Unfinished> {
         let served = tokio::select! {
-            served = server => Some(served),
-            () = late => None,
+            served = server => Ok(served),
+            () = deadline.passed(Stage::Doors) => given_up(under_way()),
         };
-        if served.is_none() {
-            tracing::warn!("giving up gRPC calls that did not finish in time");
-        }
         // A server that failed ends before the shutdown, and nobody asks after its health any more.
-        if shutdown.is_triggered() {
+        if deadline.shutdown().is_triggered() {
             let _ = self.reporting.await;
         } else {
             self.reporting.abort();
         }
         served
+    }
+}
+
+/// Connections without a call, of clients that have gone without a word, are no loss.
+fn given_up<E>(calls: usize) -> Result<Result<(), E>, Unfinished> {
+    tracing::warn!(
+        calls,
+        "giving up gRPC connections that did not finish in time"
+    );
+    match calls {
+        0 => Ok(Ok(())),
+        1 => Err(Unfinished::new("1 call")),
+        calls => Err(Unfinished::new(format_args!("{calls} calls"))),
     }
 }
 
@@ -194,4 +200,28 @@ fn incoming(
             }
         }
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    async fn serve(calls: usize) -> Result<Result<(), std::io::Error>, Unfinished> {
+        let shutdown = Shutdown::new();
+        let ops = GrpcOps::start(Health::new("test"), &[], &[], shutdown.clone());
+        let deadline = Deadline::new(&shutdown, Duration::from_secs(4));
+        shutdown.trigger();
+        let ops = ops.await.unwrap();
+        let served = ops.serve(std::future::pending(), &deadline, || calls).await;
+        assert_eq!(shutdown.since().unwrap().elapsed(), Duration::from_secs(3));
+        served
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn calls_that_are_given_up_are_counted() {
+        let unfinished = serve(2).await.unwrap_err();
+        assert_eq!(unfinished.left(), ["2 calls"]);
+        // A client that has gone without a word has nothing under way.
+        serve(0).await.unwrap().unwrap();
+    }
 }

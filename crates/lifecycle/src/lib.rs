@@ -5,6 +5,7 @@
 
 mod clock;
 mod connection;
+mod deadline;
 mod door;
 mod exposition;
 mod grpc;
@@ -18,12 +19,15 @@ mod tls;
 
 pub use clock::{Clock, ManualClock, SharedClock, SystemClock};
 pub use connection::Connection;
+pub use deadline::{Deadline, Stage, Unfinished};
 pub use door::HttpDoor;
 pub use exposition::{Exposition, ExpositionConfig, ExpositionError};
 pub use grpc::{GrpcConnections, GrpcOps, ReflectionError};
 pub use health::{Condition, ConditionReport, Health, HealthReport};
 pub use ops::{Encoder, OPENMETRICS, matched_path, ops_router};
-pub use program::{EXIT_FAILED, EXIT_WRONG_SETTINGS, error_chain, fail, write_line};
+pub use program::{
+    EXIT_FAILED, EXIT_UNFINISHED, EXIT_WRONG_SETTINGS, error_chain, exit_code, fail, write_line,
+};
 pub use server::{BindError, HttpServerConfig, bind, reachable, serve_http};
 pub use shutdown::{Shutdown, signal};
 pub use tasks::{BoxError, Outcome, Tasks};

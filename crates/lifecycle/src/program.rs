@@ -4,11 +4,16 @@ use std::error::Error;
 use std::io::{self, Write};
 use std::process::ExitCode;
 
+use crate::Unfinished;
+
 /// What a program ends with when it could not do its work.
 pub const EXIT_FAILED: u8 = 1;
 
 /// What a program ends with when its command line or its settings are wrong: starting it again does not help.
 pub const EXIT_WRONG_SETTINGS: u8 = 2;
+
+/// What a program ends with when it was told to end and the deadline came before everything was finished.
+pub const EXIT_UNFINISHED: u8 = 4;
 
 /// Writes one line. Standard output may be closed, which is an error like any other rather than a panic.
 pub fn write_line(out: &mut impl Write, line: &str) -> io::Result<()> {
@@ -23,17 +28,33 @@ pub fn fail(program: &str, error: &(dyn Error + 'static), code: u8) -> ExitCode 
     ExitCode::from(code)
 }
 
+/// What a program that could not do its work, or not finish it, ends with.
+pub fn exit_code(error: &(dyn Error + 'static)) -> u8 {
+    match Unfinished::among(error) {
+        Some(_) => EXIT_UNFINISHED,
+        None => EXIT_FAILED,
+    }
+}
+
+/// An error and its causes, from the outermost in.
+pub(crate) fn causes<'a>(
+    error: &'a (dyn Error + 'static),
+) -> impl Iterator<Item = &'a (dyn Error + 'static)> {
+    std::iter::successors(Some(error), |&error| error.source())
+}
+
 /// An error and its causes on one line. A cause that its error has said already is not said again.
 pub fn error_chain(error: &(dyn Error + 'static)) -> String {
-    let causes = std::iter::successors(error.source(), |&cause| cause.source());
-    causes.fold(error.to_string(), |mut text, cause| {
-        let cause = cause.to_string();
-        if !text.ends_with(&cause) {
-            text.push_str(": ");
-            text.push_str(&cause);
-        }
-        text
-    })
+    causes(error)
+        .skip(1)
+        .fold(error.to_string(), |mut text, cause| {
+            let cause = cause.to_string();
+            if !text.ends_with(&cause) {
+                text.push_str(": ");
+                text.push_str(&cause);
+            }
+            text
+        })
 }
 
 #[cfg(test)]

@@ -6,6 +6,7 @@ use std::io;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::pin::pin;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use axum::Router;
@@ -21,15 +22,15 @@ use thiserror::Error;
 use tokio::io::AsyncWriteExt;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
-use tokio::time::timeout;
+use tokio::time::{timeout, timeout_at};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tower::ServiceExt;
 
-use crate::Shutdown;
 use crate::connection::Connection;
 use crate::tasks::BoxError;
 use crate::tls::Tls;
+use crate::{Deadline, Shutdown, Stage, Unfinished};
 
 /// How much a server puts up with.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -92,16 +93,16 @@ pub fn reachable(mut address: SocketAddr) -> SocketAddr {
     address
 }
 
-/// Serves until the shutdown, then lets requests under way finish until the deadline, after which their connections
-/// are cut. Handlers find the peer's address as `ConnectInfo<SocketAddr>`; connections may be upgraded (WebSocket).
+/// Serves until the shutdown, then lets requests under way finish until the doors' share of the deadline is over, after
+/// which their connections are cut; the error says how many requests were under way on these. Handlers find the peer's
+/// address as `ConnectInfo<SocketAddr>`; connections may be upgraded (WebSocket).
 pub async fn serve_http(
     listener: TcpListener,
     router: Router,
     config: HttpServerConfig,
-    shutdown: Shutdown,
-    deadline: Duration,
-) -> io::Result<()> {
-    serve(listener, None, router, config, shutdown, deadline).await
+    deadline: Deadline,
+) -> Result<(), Unfinished> {
+    serve(listener, None, router, config, deadline).await
 }
 
 /// As [`serve_http`], over encrypted connections where there is a certificate.
@@ -110,16 +111,19 @@ pub(crate) async fn serve(
     tls: Option<Tls>,
     router: Router,
     config: HttpServerConfig,
-    shutdown: Shutdown,
-    deadline: Duration,
-) -> io::Result<()> {
+    deadline: Deadline,
+) -> Result<(), Unfinished> {
+    let shutdown = deadline.shutdown();
     let server = Server::new(router, tls, &config, shutdown.clone());
-    while let Some((stream, peer)) = accept(&listener, &shutdown).await {
+    while let Some((stream, peer)) = accept(&listener, shutdown).await {
         server.take(stream, peer);
     }
     drop(listener);
-    server.drain(deadline).await;
-    Ok(())
+    match server.drain(&deadline).await {
+        0 => Ok(()),
+        1 => Err(Unfinished::new("1 request")),
+        cut => Err(Unfinished::new(format_args!("{cut} requests"))),
+    }
 }
 
 /// The next connection; none once the shutdown is raised.
@@ -170,6 +174,8 @@ struct Server {
     shutdown: Shutdown,
     /// Cuts what is left at the deadline.
     cut: CancellationToken,
+    /// Requests that were under way when their connections were cut.
+    requests_cut: Arc<AtomicUsize>,
 }
 
 /// The pause after a failure to accept that has nothing to do with the peer.
@@ -207,6 +213,7 @@ impl Server {
             connections: TaskTracker::new(),
             shutdown,
             cut: CancellationToken::new(),
+            requests_cut: Arc::default(),
         }
     }
 
@@ -225,13 +232,18 @@ impl Server {
             .write_timeout(self.write_timeout)
             .linger(self.linger);
         let router = self.router.clone();
+        // A connection that is still there after the shutdown is not between two requests: those end at once.
+        let asked = Arc::new(AtomicBool::new(false));
+        let asks = Arc::clone(&asked);
         let service = service_fn(move |request: Request<Incoming>| {
+            asks.store(true, Ordering::Relaxed);
             let mut request = request.map(Body::new);
             request.extensions_mut().insert(ConnectInfo(peer));
             router.clone().oneshot(request)
         });
         let (http, shutdown, cut) = (self.http.clone(), self.shutdown.clone(), self.cut.clone());
         let (tls, head_timeout) = (self.tls.clone(), self.head_timeout);
+        let requests_cut = Arc::clone(&self.requests_cut);
         self.connections.spawn(async move {
             let talk = async {
                 let Some(tls) = tls else {
@@ -250,22 +262,30 @@ impl Server {
                 result = talk => if let Err(error) = result {
                     tracing::debug!(%error, %peer, "connection ended early");
                 },
-                () = cut.cancelled() => {}
+                () = cut.cancelled() => {
+                    requests_cut.fetch_add(asked.load(Ordering::Relaxed).into(), Ordering::Relaxed);
+                }
             }
             drop(place);
         });
     }
 
-    async fn drain(self, deadline: Duration) {
+    /// Waits for what is under way; says how many requests had to be cut.
+    async fn drain(self, deadline: &Deadline) -> usize {
         self.connections.close();
-        if timeout(deadline, self.connections.wait()).await.is_err() {
-            tracing::warn!(
-                left = self.connections.len(),
-                "cutting connections that did not finish in time"
-            );
+        let end = deadline.end(Stage::Doors);
+        if timeout_at(end, self.connections.wait()).await.is_err() {
+            let connections = self.connections.len();
             self.cut.cancel();
             self.connections.wait().await;
+            let requests = self.requests_cut.load(Ordering::Relaxed);
+            tracing::warn!(
+                connections,
+                requests,
+                "cut connections that did not finish in time"
+            );
         }
+        self.requests_cut.load(Ordering::Relaxed)
     }
 }
 

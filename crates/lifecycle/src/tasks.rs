@@ -4,14 +4,12 @@
 use std::collections::HashMap;
 use std::error::Error;
 use std::future::Future;
-use std::time::Duration;
 
 use thiserror::Error as ThisError;
 use tokio::task::{Id, JoinError, JoinSet};
-use tokio::time::Instant;
 
-use crate::Shutdown;
 use crate::program::error_chain;
+use crate::{Deadline, Shutdown, Stage, Unfinished};
 
 pub type BoxError = Box<dyn Error + Send + Sync>;
 
@@ -23,8 +21,21 @@ pub enum Outcome {
     Clean,
     /// This task was the first to fail.
     Failed { task: &'static str, error: BoxError },
-    /// These tasks had not ended by the deadline.
-    DeadlineExceeded { left: Vec<&'static str> },
+    /// Tasks that had not ended by the deadline, or that had to leave something behind.
+    Unfinished(Unfinished),
+}
+
+impl Outcome {
+    /// With what was left after the tasks, if anything was.
+    pub fn with_left(self, what: Option<String>) -> Self {
+        let mut left = match self {
+            Self::Failed { .. } => return self,
+            Self::Clean => Vec::new(),
+            Self::Unfinished(unfinished) => unfinished.left().to_vec(),
+        };
+        left.extend(what);
+        Unfinished::of(left).map_or(Self::Clean, Self::Unfinished)
+    }
 }
 
 /// A task that panicked, as an error.
@@ -40,6 +51,14 @@ pub struct Tasks {
     shutdown: Shutdown,
     set: JoinSet<Result<(), BoxError>>,
     names: HashMap<Id, &'static str>,
+    ended: Ended,
+}
+
+/// What the tasks that have ended said.
+#[derive(Debug, Default)]
+struct Ended {
+    failed: Option<(&'static str, BoxError)>,
+    left: Vec<String>,
 }
 
 impl Tasks {
@@ -48,6 +67,7 @@ impl Tasks {
             shutdown,
             set: JoinSet::new(),
             names: HashMap::new(),
+            ended: Ended::default(),
         }
     }
 
@@ -61,61 +81,65 @@ impl Tasks {
         self.names.insert(id, name);
     }
 
-    /// Waits until every task has ended. From the moment the shutdown is triggered, by anyone, there is
-    /// `drain_deadline` left.
-    pub async fn wait(mut self, drain_deadline: Duration) -> Outcome {
-        let mut failed = None;
+    /// Waits until every task has ended. From the moment the shutdown is triggered, by anyone, there is what the
+    /// deadline leaves for draining.
+    pub async fn wait(mut self, deadline: &Deadline) -> Outcome {
         let shutdown = self.shutdown.clone();
         loop {
             tokio::select! {
                 ended = self.set.join_next_with_id() => match ended {
-                    Some(ended) => self.note(ended, &mut failed),
-                    None => return outcome(failed, Vec::new()),
+                    Some(ended) => self.note(ended),
+                    None => return self.ended.outcome(),
                 },
                 () = shutdown.triggered() => break,
             }
         }
-        let deadline = Instant::now() + drain_deadline;
+        let end = deadline.end(Stage::Drain);
         loop {
-            match tokio::time::timeout_at(deadline, self.set.join_next_with_id()).await {
-                Ok(Some(ended)) => self.note(ended, &mut failed),
-                Ok(None) => return outcome(failed, Vec::new()),
+            match tokio::time::timeout_at(end, self.set.join_next_with_id()).await {
+                Ok(Some(ended)) => self.note(ended),
+                Ok(None) => return self.ended.outcome(),
                 Err(_) => break,
             }
         }
         let mut left: Vec<_> = self.names.into_values().collect();
         left.sort_unstable();
         self.set.abort_all();
-        tracing::error!(?left, deadline = ?drain_deadline, "tasks did not end in time and are aborted");
-        outcome(failed, left)
+        tracing::error!(?left, "tasks did not end in time and are aborted");
+        self.ended.left.extend(left.into_iter().map(str::to_owned));
+        self.ended.outcome()
     }
 
-    fn note(
-        &mut self,
-        ended: Result<(Id, Result<(), BoxError>), JoinError>,
-        failed: &mut Option<(&'static str, BoxError)>,
-    ) {
+    fn note(&mut self, ended: Result<(Id, Result<(), BoxError>), JoinError>) {
         let (id, result) = match ended {
             Ok((id, result)) => (id, result),
             Err(error) => (error.id(), Err(panicked(error))),
         };
         let task = self.names.remove(&id).unwrap_or("unnamed");
-        match result {
-            Ok(()) => tracing::debug!(task, "task ended"),
-            Err(error) => {
-                tracing::error!(task, error = %error_chain(&*error), "task failed; shutting down");
-                failed.get_or_insert((task, error));
-                self.shutdown.trigger();
-            }
+        let error = match result {
+            Ok(()) => return tracing::debug!(task, "task ended"),
+            Err(error) => error,
+        };
+        if let Some(unfinished) = Unfinished::among(&*error) {
+            let left = unfinished.left();
+            tracing::error!(task, ?left, "task was cut off at the deadline");
+            let named = left.iter().map(|left| format!("{task}: {left}"));
+            self.ended.left.extend(named);
+        } else {
+            tracing::error!(task, error = %error_chain(&*error), "task failed; shutting down");
+            self.ended.failed.get_or_insert((task, error));
         }
+        self.shutdown.trigger();
     }
 }
 
-fn outcome(failed: Option<(&'static str, BoxError)>, left: Vec<&'static str>) -> Outcome {
-    match failed {
-        Some((task, error)) => Outcome::Failed { task, error },
-        None if left.is_empty() => Outcome::Clean,
-        None => Outcome::DeadlineExceeded { left },
+impl Ended {
+    fn outcome(self) -> Outcome {
+        match (self.failed, Unfinished::of(self.left)) {
+            (Some((task, error)), _) => Outcome::Failed { task, error },
+            (None, Some(unfinished)) => Outcome::Unfinished(unfinished),
+            (None, None) => Outcome::Clean,
+        }
     }
 }
 
@@ -135,9 +159,19 @@ fn panicked(error: JoinError) -> BoxError {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
+    use tokio::time::Instant;
+
     use super::*;
 
-    const DEADLINE: Duration = Duration::from_secs(5);
+    /// What is left of it for draining.
+    const DRAIN: Duration = Duration::from_millis(8_500);
+
+    async fn wait(tasks: Tasks) -> Outcome {
+        let deadline = Deadline::new(&tasks.shutdown, Duration::from_secs(10));
+        tasks.wait(&deadline).await
+    }
 
     fn obedient(shutdown: &Shutdown) -> impl Future<Output = Result<(), BoxError>> + use<> {
         let stop = shutdown.triggered_owned();
@@ -153,7 +187,7 @@ mod tests {
         let mut tasks = Tasks::new(shutdown.clone());
         tasks.spawn("a", obedient(&shutdown));
         tasks.spawn("short", async { Ok(()) });
-        let waiting = tokio::spawn(tasks.wait(DEADLINE));
+        let waiting = tokio::spawn(wait(tasks));
         tokio::task::yield_now().await;
         assert!(!waiting.is_finished());
         shutdown.trigger();
@@ -172,7 +206,7 @@ mod tests {
             Err("as well".into())
         });
         tasks.spawn("first", async { Err("no disk".into()) });
-        match tasks.wait(DEADLINE).await {
+        match wait(tasks).await {
             Outcome::Failed { task, error } => {
                 assert_eq!((task, error.to_string().as_str()), ("first", "no disk"));
             }
@@ -185,7 +219,7 @@ mod tests {
     async fn a_panic_is_a_failure() {
         let mut tasks = Tasks::new(Shutdown::new());
         tasks.spawn("bad", async { panic!("on {}", "purpose") });
-        let outcome = tasks.wait(DEADLINE).await;
+        let outcome = wait(tasks).await;
         match outcome {
             Outcome::Failed { task, error } => {
                 assert_eq!(
@@ -217,9 +251,31 @@ mod tests {
         });
         shutdown.trigger();
         let started = Instant::now();
-        let outcome = tasks.wait(DEADLINE).await;
-        assert_eq!(started.elapsed(), DEADLINE);
-        assert!(matches!(outcome, Outcome::DeadlineExceeded { left } if left == ["stuck"]));
+        let outcome = wait(tasks).await;
+        assert_eq!(started.elapsed(), DRAIN);
+        assert!(
+            matches!(outcome, Outcome::Unfinished(unfinished) if unfinished.left() == ["stuck"])
+        );
         aborted.triggered().await;
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_a_task_left_behind_is_no_failure_but_is_named() {
+        let shutdown = Shutdown::new();
+        let mut tasks = Tasks::new(shutdown.clone());
+        let stop = shutdown.triggered_owned();
+        tasks.spawn("door", async {
+            stop.await;
+            Err(Unfinished::new("2 requests").into())
+        });
+        tasks.spawn("stuck", std::future::pending());
+        shutdown.trigger();
+        match wait(tasks).await.with_left(Some(String::from("a store"))) {
+            Outcome::Unfinished(unfinished) => {
+                assert_eq!(unfinished.left(), ["door: 2 requests", "stuck", "a store"]);
+            }
+            other => panic!("{other:?}"),
+        }
+        assert!(matches!(Outcome::Clean.with_left(None), Outcome::Clean));
     }
 }

@@ -9,7 +9,7 @@ use std::time::{Duration, SystemTime};
 use axum::Router;
 use rcgen::CertifiedKey;
 use streamgauge_lifecycle::{
-    Exposition, ExpositionConfig, HttpDoor, HttpServerConfig, Shutdown, Tasks, TlsConfig,
+    Deadline, Exposition, ExpositionConfig, HttpDoor, HttpServerConfig, Shutdown, Tasks, TlsConfig,
 };
 use streamgauge_settings::Secret;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -44,8 +44,7 @@ async fn serve(exposition: Exposition) -> (SocketAddr, Tasks, Shutdown) {
         listener: TcpListener::bind("127.0.0.1:0").await.expect("bound"),
         metrics: Some(exposition),
         config: HttpServerConfig::default(),
-        shutdown: shutdown.clone(),
-        deadline: DEADLINE,
+        deadline: Deadline::new(&shutdown, DEADLINE),
     };
     door.open(&mut tasks, metrics, |beside| {
         assert!(beside.is_none(), "they are served there alone");
@@ -158,7 +157,7 @@ async fn only_who_knows_the_password_may_read() {
     // Nothing else is there.
     assert_eq!(get(address, "/health", right).await.0, 404);
     shutdown.trigger();
-    let _ = tasks.wait(DEADLINE).await;
+    let _ = tasks.wait(&Deadline::new(&shutdown, DEADLINE)).await;
 }
 
 /// A certificate for localhost in these files; the certificate itself.
@@ -235,5 +234,5 @@ async fn connections_are_encrypted_with_the_certificate_of_the_day() {
         .await
         .expect("still the one before");
     shutdown.trigger();
-    let _ = tasks.wait(DEADLINE).await;
+    let _ = tasks.wait(&Deadline::new(&shutdown, DEADLINE)).await;
 }

@@ -12,7 +12,7 @@ use axum::Router;
 use axum::extract::ConnectInfo;
 use axum::http::StatusCode;
 use axum::routing::{get, post};
-use streamgauge_lifecycle::{HttpServerConfig, Shutdown, bind, serve_http};
+use streamgauge_lifecycle::{Deadline, HttpServerConfig, Shutdown, Unfinished, bind, serve_http};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::sync::Notify;
@@ -23,7 +23,7 @@ const PATIENCE: Duration = Duration::from_secs(60);
 struct Running {
     addr: SocketAddr,
     shutdown: Shutdown,
-    server: JoinHandle<std::io::Result<()>>,
+    server: JoinHandle<Result<(), Unfinished>>,
     /// Told when a request to `/slow` has arrived.
     arrived: Arc<Notify>,
     /// Lets a request to `/slow` be answered.
@@ -59,8 +59,7 @@ impl Running {
             listener,
             router,
             config,
-            shutdown.clone(),
-            deadline,
+            Deadline::new(&shutdown, deadline),
         ));
         Running {
             addr,
@@ -78,11 +77,12 @@ impl Running {
     }
 
     async fn ended(self) {
-        tokio::time::timeout(PATIENCE, self.server)
-            .await
-            .unwrap()
-            .unwrap()
-            .unwrap();
+        self.end().await.unwrap();
+    }
+
+    async fn end(self) -> Result<(), Unfinished> {
+        let ended = tokio::time::timeout(PATIENCE, self.server).await;
+        ended.unwrap().unwrap()
     }
 }
 
@@ -127,13 +127,22 @@ async fn a_shutdown_lets_requests_under_way_finish() {
 }
 
 #[tokio::test]
-async fn a_shutdown_does_not_wait_past_its_deadline() {
-    let running = Running::start(HttpServerConfig::default(), Duration::from_millis(50)).await;
-    let slow = running.get("/slow");
-    running.arrived.notified().await;
+async fn a_shutdown_does_not_wait_past_its_deadline_and_counts_what_it_cut() {
+    let running = Running::start(HttpServerConfig::default(), Duration::from_millis(200)).await;
+    // Half a head is no request, and nobody waits for its answer.
+    let mut half = TcpStream::connect(running.addr).await.unwrap();
+    half.write_all(b"GET / HTTP/1.1\r\nhost:").await.unwrap();
+    let mut slow = Vec::new();
+    for _ in 0..2 {
+        slow.push(running.get("/slow"));
+        running.arrived.notified().await;
+    }
     running.shutdown.trigger();
-    running.ended().await;
-    assert!(slow.await.unwrap().is_err());
+    let unfinished = running.end().await.unwrap_err();
+    assert_eq!(unfinished.left(), ["2 requests"]);
+    for slow in slow {
+        assert!(slow.await.unwrap().is_err());
+    }
 }
 
 #[tokio::test]

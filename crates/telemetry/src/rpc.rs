@@ -5,6 +5,7 @@ use std::collections::HashSet;
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::task::{Context, Poll, ready};
 use std::time::Instant;
 
@@ -63,6 +64,7 @@ pub struct RpcMetrics {
     requests: Family<Labels, Counter>,
     duration: Family<Labels, LatencyHistogram>,
     methods: Arc<HashSet<&'static str>>,
+    under_way: Arc<AtomicUsize>,
 }
 
 impl RpcMetrics {
@@ -72,6 +74,7 @@ impl RpcMetrics {
             requests: Family::default(),
             duration: Family::default(),
             methods: Arc::new(methods.iter().copied().collect()),
+            under_way: Arc::default(),
         };
         for method in methods {
             for code in EXPECTED {
@@ -100,6 +103,11 @@ impl RpcMetrics {
         RpcMetricsLayer {
             metrics: self.clone(),
         }
+    }
+
+    /// Calls that have begun and whose answer has not ended.
+    pub fn under_way(&self) -> usize {
+        self.under_way.load(Ordering::Relaxed)
     }
 
     fn method(&self, path: &str) -> &'static str {
@@ -145,6 +153,7 @@ where
     }
 
     fn call(&mut self, request: Request<B>) -> Self::Future {
+        self.metrics.under_way.fetch_add(1, Ordering::Relaxed);
         let call = Call {
             method: self.metrics.method(request.uri().path()),
             metrics: self.metrics.clone(),
@@ -189,6 +198,7 @@ impl Call {
 impl Drop for Call {
     fn drop(&mut self) {
         self.record("cancelled");
+        self.metrics.under_way.fetch_sub(1, Ordering::Relaxed);
     }
 }
 
@@ -333,8 +343,11 @@ mod tests {
                 .unwrap();
             response.into_body().collect().await.unwrap();
         }
+        assert_eq!(rpc.under_way(), 0);
         let unread = service.clone().oneshot(request(&path, "0")).await.unwrap();
+        assert_eq!(rpc.under_way(), 1);
         drop(unread);
+        assert_eq!(rpc.under_way(), 0);
         let response = service
             .oneshot(request("/made.Up/Name", "0"))
             .await

@@ -13,7 +13,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant as Stopwatch};
 
 use futures::{Stream, StreamExt};
-use streamgauge_lifecycle::{GrpcConnections, GrpcOps, Health, Shutdown};
+use streamgauge_lifecycle::{Deadline, GrpcConnections, GrpcOps, Health, Shutdown};
 use streamgauge_proto::v1::producer_control_server::{
     ProducerControlServer, SERVICE_NAME as CONTROL_NAME,
 };
@@ -60,12 +60,12 @@ pub struct Shared {
     pub shutdown: Shutdown,
 }
 
-/// Serves until the shutdown, then lets calls under way finish until the deadline.
+/// Serves until the shutdown, then lets calls under way finish, as long as the deadline leaves them.
 pub async fn serve(
     listener: TcpListener,
     shared: Shared,
     health: Health,
-    deadline: Duration,
+    deadline: Deadline,
 ) -> Result<(), Error> {
     let (shutdown, config) = (shared.shutdown.clone(), shared.config.clone());
     let descriptors = [FILE_DESCRIPTOR_SET];
@@ -84,11 +84,12 @@ pub async fn serve(
         intake: shared.intake.clone(),
         limits: shared.limits.clone(),
     };
+    let rpc = shared.intake.metrics.rpc().clone();
     let server = connections
         .server()
         .concurrency_limit_per_connection(config.connection_calls_max as usize)
         .max_concurrent_streams(config.connection_calls_max)
-        .layer(shared.intake.metrics.rpc().layer())
+        .layer(rpc.layer())
         .layer(MapResponseLayer::new(unread_in_answer::<tonic::body::Body>))
         .layer(door)
         .add_routes(ops.routes())
@@ -98,10 +99,9 @@ pub async fn serve(
             SubmissionServer::new(shared).max_decoding_message_size(config.message_bytes_max),
         )
         .serve_with_incoming_shutdown(incoming, shutdown.triggered_owned());
-    match ops.serve(server, shutdown, deadline).await {
-        Some(served) => served.map_err(Error::Grpc),
-        None => Ok(()),
-    }
+    ops.serve(server, &deadline, || rpc.under_way())
+        .await?
+        .map_err(Error::Grpc)
 }
 
 /// What one call says about all its events.

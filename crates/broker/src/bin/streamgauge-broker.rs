@@ -5,19 +5,30 @@ use std::io::Write;
 use std::process::ExitCode;
 use std::time::Duration;
 
-use streamgauge_broker::{Broker, BrokerConfig, Fsync};
+use streamgauge_broker::{Broker, BrokerConfig, Fsync, Left};
 use tokio::signal::unix::{SignalKind, signal};
 
 const USAGE: &str = "usage: streamgauge-broker [--data-dir DIR] [--listen ADDRESS] \
                      [--fsync always|interval|never] [--topic NAME:PARTITIONS]...";
 const SHUTDOWN_DEADLINE: Duration = Duration::from_secs(10);
+/// As every program of the product ends when its time to stop was over before
+/// everything was done.
+const EXIT_UNFINISHED: u8 = 4;
 
 type Failure = Box<dyn std::error::Error>;
 
 #[tokio::main(flavor = "current_thread")]
 async fn main() -> ExitCode {
     match run().await {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(left) if left == Left::default() => ExitCode::SUCCESS,
+        Ok(left) => {
+            let left = left.told().join(", ");
+            let _ = writeln!(
+                std::io::stderr(),
+                "streamgauge-broker: not finished: {left}"
+            );
+            ExitCode::from(EXIT_UNFINISHED)
+        }
         Err(error) => {
             let _ = writeln!(std::io::stderr(), "streamgauge-broker: {error}");
             ExitCode::FAILURE
@@ -25,7 +36,7 @@ async fn main() -> ExitCode {
     }
 }
 
-async fn run() -> Result<(), Failure> {
+async fn run() -> Result<Left, Failure> {
     let (config, topics) = parse(std::env::args().skip(1))?;
     let mut terminate = signal(SignalKind::terminate())?;
     let broker = Broker::start(config).await?;
@@ -37,8 +48,7 @@ async fn run() -> Result<(), Failure> {
         _ = terminate.recv() => {}
         interrupted = tokio::signal::ctrl_c() => interrupted?,
     }
-    broker.shutdown(SHUTDOWN_DEADLINE).await;
-    Ok(())
+    Ok(broker.shutdown(SHUTDOWN_DEADLINE).await)
 }
 
 type Topics = Vec<(String, i32)>;
