@@ -26,6 +26,15 @@ const SHARE_CONSUMER: &str = "org.apache.kafka.tools.consumer.ConsoleShareConsum
 const PRODUCER_PERFORMANCE: &str = "org.apache.kafka.tools.ProducerPerformance";
 const CONSUMER_PERFORMANCE: &str = "org.apache.kafka.tools.ConsumerPerformance";
 const ACLS: &str = "org.apache.kafka.tools.AclCommand";
+const ALL_GROUPS: &str = "org.apache.kafka.tools.GroupsCommand";
+const SHARE_GROUPS: &str = "org.apache.kafka.tools.consumer.group.ShareGroupCommand";
+const CLUSTER: &str = "org.apache.kafka.tools.ClusterTool";
+const LOG_DIRS: &str = "org.apache.kafka.tools.LogDirsCommand";
+const TRANSACTIONS: &str = "org.apache.kafka.tools.TransactionsCommand";
+const ELECTIONS: &str = "org.apache.kafka.tools.LeaderElectionCommand";
+const REASSIGNMENTS: &str = "org.apache.kafka.tools.reassign.ReassignPartitionsCommand";
+const QUORUM: &str = "org.apache.kafka.tools.MetadataQuorumCommand";
+const TOKENS: &str = "org.apache.kafka.tools.DelegationTokenCommand";
 
 #[tokio::test]
 async fn topics_are_made_shown_and_deleted() {
@@ -42,6 +51,11 @@ async fn topics_are_made_shown_and_deleted() {
         .kafka(CONFIGS, &format!("--describe {of_topic}"))
         .await;
     shown.works(&["retention.ms=60000"]);
+    let of_broker = "--describe --entity-type brokers --entity-name 1 --all";
+    let shown = tools.kafka(CONFIGS, of_broker).await;
+    shown.works(&["num.partitions=1"]);
+    let listed = tools.kafka(TOPICS, "--list").await;
+    listed.works(&["made\n"]);
     let listed = tools.kcat("-L", b"").await;
     listed.works(&["topic \"made\" with 3 partitions"]);
 
@@ -50,6 +64,8 @@ async fn topics_are_made_shown_and_deleted() {
     let changed = format!("--alter {of_topic} --add-config retention.ms=1");
     let changed = tools.kafka(CONFIGS, &changed).await;
     changed.fails_with("INCREMENTAL_ALTER_CONFIGS");
+    let users = tools.kafka(CONFIGS, "--describe --entity-type users").await;
+    users.fails_with("DESCRIBE_CLIENT_QUOTAS");
     let replicated = "--create --topic twice --replication-factor 2";
     let replicated = tools.kafka(TOPICS, replicated).await;
     replicated.fails_with("this broker is a single node");
@@ -140,6 +156,15 @@ async fn a_group_is_shown_reset_and_deleted(tools: &Tools) {
     let committed = rows.iter().map(|row| row[3].parse::<u64>().unwrap());
     assert_eq!(committed.sum::<u64>(), 900, "{shown}");
 
+    let listed = tools.kafka(GROUPS, "--list").await.works(&[]);
+    assert_eq!(listed.records(), b"workers\n", "{}", listed.said());
+    let listed = tools.kafka(ALL_GROUPS, "--list").await.works(&[]).said();
+    let row = listed.lines().find(|line| line.starts_with("workers "));
+    let row: Vec<&str> = row.unwrap().split_whitespace().collect();
+    assert_eq!(row, ["workers", "Classic", "consumer"]);
+    let listed = tools.kafka(SHARE_GROUPS, "--list").await.works(&[]);
+    assert_eq!(listed.records(), b"", "{}", listed.said());
+
     let back = "--reset-offsets --group workers --topic work:0 --to-offset 7 --execute";
     let back = tools.kafka(GROUPS, back).await.works(&[]).said();
     let row = back.lines().find(|line| line.starts_with("workers "));
@@ -226,12 +251,25 @@ async fn offsets_are_shown_and_moved(tools: &Tools, count: usize, after_first_ms
     let by_time = format!("--topic lines --time {after_first_ms}");
     let by_time = tools.kafka(OFFSETS, &by_time).await;
     by_time.works(&[&format!("lines:0:{LINES}\n")]);
+    let of_latest_time = tools.kafka(OFFSETS, "--topic lines --time max-timestamp");
+    let of_latest_time = of_latest_time.await.works(&[]).records();
+    // One of the last two, which may be of the same millisecond.
+    let found = [count, count + 1].map(|offset| format!("lines:0:{offset}\n").into_bytes());
+    assert!(found.contains(&of_latest_time), "{of_latest_time:?}");
+    // Both are told of and end as if nothing had been.
+    for tiered in ["earliest-local", "latest-tiered"] {
+        let refused = format!("--topic lines --time {tiered}");
+        let refused = tools.kafka(OFFSETS, &refused).await;
+        refused.says(&["The node does not support LIST_OFFSETS with version in range"]);
+    }
     let deleted = tools.path("deleted.json");
     let wanted = r#"{"version":1,"partitions":[{"topic":"lines","partition":0,"offset":9}]}"#;
     std::fs::write(&deleted, wanted).unwrap();
     let deleted = format!("--offset-json-file {}", deleted.display());
     let deleted = tools.kafka(DELETE_RECORDS, &deleted).await;
     deleted.works(&["low_watermark: 9"]);
+    let earliest = tools.kafka(OFFSETS, "--topic lines --time earliest").await;
+    earliest.works(&["lines:0:9\n"]);
     let asked = tools.kcat("-Q -t lines:0:-2", b"").await;
     asked.works(&["lines [0] offset 9\n"]);
 }
@@ -276,9 +314,45 @@ async fn what_is_not_served_is_named() {
     let newer = "--topic plain --group newer --command-property group.protocol=consumer";
     let refused = tools.kafka(CONSOLE_CONSUMER, newer).await;
     refused.says(&["The cluster does not support the new CONSUMER group protocol"]);
+    let newer = "--topic plain --group-id newer --group-protocol consumer --max-messages 1";
+    let refused = tools.kafka(CONSUMER, newer).await;
+    refused.says(&["The cluster does not support the new CONSUMER group protocol"]);
     let refused = tools.kafka(SHARE_CONSUMER, "--topic plain --timeout-ms 2000");
     let refused = refused.await;
     refused.says(&["The node does not support SHARE_GROUP_HEARTBEAT"]);
     assert_eq!(tools.broker.stats().records_appended, 0);
+    stop(tools.broker).await;
+}
+
+/// What is asked of a cluster and its operators, of which there is no such thing on one node.
+const OF_CLUSTERS: [(&str, &str, &str); 6] = [
+    (LOG_DIRS, "--describe", "DESCRIBE_LOG_DIRS"),
+    (TRANSACTIONS, "list", "LIST_TRANSACTIONS"),
+    (
+        ELECTIONS,
+        "--election-type preferred --topic plain --partition 0",
+        "ELECT_LEADERS",
+    ),
+    (REASSIGNMENTS, "--list", "LIST_PARTITION_REASSIGNMENTS"),
+    (QUORUM, "describe --status", "DESCRIBE_QUORUM"),
+    (
+        TOKENS,
+        "--describe --command-config /dev/null",
+        "DESCRIBE_DELEGATION_TOKEN",
+    ),
+];
+
+#[tokio::test]
+async fn tools_for_clusters_name_what_is_not_served() {
+    let Some(tools) = Tools::from_env().await else {
+        return;
+    };
+    tools.broker.create_topic("plain", 1).await.unwrap();
+    let id = tools.kafka_verb(CLUSTER, "cluster-id").await;
+    id.works(&["Cluster ID: "]);
+    for (class, args, kind) in OF_CLUSTERS {
+        let refused = tools.kafka(class, args).await;
+        refused.fails_with(&format!("The node does not support {kind}"));
+    }
     stop(tools.broker).await;
 }

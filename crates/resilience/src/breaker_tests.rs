@@ -36,6 +36,14 @@ fn succeed(breaker: &Breaker) {
     breaker.try_acquire().unwrap().success();
 }
 
+/// All that may become of a call.
+const REPORTS: [fn(Permit<'_>); 4] = [
+    |call| call.failure(),
+    |call| call.success(),
+    |call| call.neutral(),
+    |call| drop(call),
+];
+
 /// Waits until the breaker lets a call through; the clock of failsafe is the real one.
 async fn acquire(breaker: &Breaker) -> Permit<'_> {
     let acquired = async {
@@ -104,13 +112,7 @@ async fn only_one_probe_goes_at_a_time() {
 #[tokio::test]
 async fn calls_of_another_time_are_not_listened_to() {
     use BreakerState::{Closed, HalfOpen, Open};
-    let reports: [fn(Permit<'_>); 4] = [
-        |permit| permit.failure(),
-        |permit| permit.success(),
-        |permit| permit.neutral(),
-        |permit| drop(permit),
-    ];
-    for stale in reports {
+    for stale in REPORTS {
         let (breaker, recorder) = breaker(&quick());
         let early: Vec<_> = (0..3).map(|_| breaker.try_acquire().unwrap()).collect();
         let [to_open, to_half_open, to_closed] = <[_; 3]>::try_from(early).unwrap();
@@ -133,13 +135,7 @@ async fn calls_of_another_time_are_not_listened_to() {
 
 #[tokio::test]
 async fn a_probe_whose_place_was_given_to_another_is_not_listened_to() {
-    let reports: [fn(Permit<'_>); 4] = [
-        |permit| permit.failure(),
-        |permit| permit.success(),
-        |permit| permit.neutral(),
-        |permit| drop(permit),
-    ];
-    for late in reports {
+    for late in REPORTS {
         let (breaker, _) = breaker(&BreakerConfig {
             open_max_ms: 100,
             ..quick()

@@ -50,17 +50,29 @@ impl Tools {
         self.kafka_fed(class, args, b"").await
     }
 
+    /// The same for one that wants its verb before all else.
+    pub async fn kafka_verb(&self, class: &str, verb: &str) -> Ran {
+        let mut command = self.java(class);
+        command.args([verb, "--bootstrap-server", &self.broker.bootstrap()]);
+        run(command, b"").await
+    }
+
     pub async fn kafka_fed(&self, class: &str, args: &str, input: &[u8]) -> Ran {
         run(self.kafka_command(class, args), input).await
     }
 
     fn kafka_command(&self, class: &str, args: &str) -> Command {
-        let mut command = Command::new(&self.script);
-        command.arg("tool").args(SHORT_LIVED).arg(class);
+        let mut command = self.java(class);
         command
             .arg("--bootstrap-server")
             .arg(self.broker.bootstrap());
         command.args(args.split_whitespace());
+        command
+    }
+
+    fn java(&self, class: &str) -> Command {
+        let mut command = Command::new(&self.script);
+        command.arg("tool").args(SHORT_LIVED).arg(class);
         command
     }
 
