@@ -117,6 +117,8 @@ pub struct System {
     brokers: String,
     topics: Topics,
     database: Option<String>,
+    /// As it was started with them.
+    settings: Vec<String>,
 }
 
 impl System {
@@ -154,6 +156,7 @@ impl System {
         };
         let mut system = Self::over(processes, ports, folder, brokers, topics).await;
         system.database = database;
+        system.settings = owned(settings);
         system
     }
 
@@ -185,7 +188,9 @@ impl System {
             }
             processes.push(Process::start(service, arguments, folder.path()));
         }
-        Self::over(processes, ports, folder, brokers, topics).await
+        let mut system = Self::over(processes, ports, folder, brokers, topics).await;
+        system.settings = owned(settings);
+        system
     }
 
     /// A system of processes that were just started, once it is ready.
@@ -208,6 +213,7 @@ impl System {
             brokers,
             topics,
             database: None,
+            settings: Vec::new(),
         };
         system.ready().await;
         system
@@ -267,6 +273,22 @@ impl System {
     /// Its PostgreSQL; none where it keeps its figures in SQLite.
     pub fn database_url(&self) -> Option<&str> {
         self.database.as_deref()
+    }
+
+    /// Where it keeps its figures, as the settings name it.
+    pub fn store_url(&self) -> String {
+        let file = match self.is_one() {
+            true => "data/analytics.db",
+            false => "analytics.db",
+        };
+        let path = self.folder.path().join(file);
+        let database = self.database.clone();
+        database.unwrap_or_else(|| format!("sqlite:{}", path.display()))
+    }
+
+    /// Whether one process is all of it.
+    fn is_one(&self) -> bool {
+        self.processes.iter().any(|one| one.name() == "up")
     }
 
     /// The topic that carries this system's events.
@@ -384,10 +406,64 @@ impl System {
 
     /// Runs a command of the command line against this system; returns its exit code and output.
     pub fn command(&self, arguments: &[&str]) -> (i32, String) {
+        let output = self.client(arguments).output().expect("the binary starts");
+        let text = [output.stdout, output.stderr]
+            .map(|bytes| String::from_utf8_lossy(&bytes).into_owned());
+        (output.status.code().unwrap_or(-1), text.concat())
+    }
+
+    /// A rebuild of this system's figures, not run yet: by the settings that it was started with, before which these go.
+    pub fn rebuild(&self, settings: &[&str], arguments: &[&str]) -> Command {
+        let mut command = self.client(&["rebuild"]);
+        let started_with = self.settings.iter().map(String::as_str);
+        let settings = started_with.chain(settings.iter().copied());
+        if self.is_one() {
+            let data = self.folder.path().join("data");
+            command.arg("--data-dir").arg(data);
+            for setting in settings {
+                let own = setting.strip_prefix("each.").unwrap_or(setting);
+                variable(&mut command, "UP", own);
+            }
+        } else {
+            command.arg("--separate");
+            let Topics {
+                events,
+                metrics,
+                dead_letters,
+            } = &self.topics;
+            let (brokers, url) = (&self.brokers, self.store_url());
+            for service in ["CONSUMER", "ANALYTICS"] {
+                variable(&mut command, service, &format!("kafka.brokers={brokers}"));
+                variable(&mut command, service, &format!("topics.events={events}"));
+                variable(&mut command, service, &format!("topics.metrics={metrics}"));
+            }
+            let letters = format!("topics.dead_letters={dead_letters}");
+            variable(&mut command, "CONSUMER", &letters);
+            variable(&mut command, "ANALYTICS", &format!("store.url={url}"));
+            for setting in settings {
+                let (service, own) = setting.split_once('.').expect("SERVICE.KEY=VALUE");
+                match service {
+                    "consumer" => variable(&mut command, "CONSUMER", own),
+                    "analytics" => variable(&mut command, "ANALYTICS", own),
+                    "each" => {
+                        variable(&mut command, "CONSUMER", own);
+                        variable(&mut command, "ANALYTICS", own);
+                    }
+                    _ => {}
+                }
+            }
+        }
+        command.args(arguments);
+        command
+    }
+
+    /// A command of the command line that reaches this system, not run yet.
+    pub fn client(&self, arguments: &[&str]) -> Command {
         let [producer_http, producer_grpc] = self.ports.producer.map(local);
         let [consumer_http, consumer_grpc] = self.ports.consumer.map(local);
         let [analytics_http, analytics_grpc] = self.ports.analytics.map(local);
-        let output = Command::new(binary())
+        let mut command = Command::new(binary());
+        command
             .args(arguments)
             .env("STREAMGAUGE_ENDPOINT_PRODUCER_HTTP", producer_http)
             .env("STREAMGAUGE_ENDPOINT_PRODUCER_GRPC", producer_grpc)
@@ -402,13 +478,20 @@ impl System {
                 "STREAMGAUGE_AUDIT_TOPICS__DEAD_LETTERS",
                 &self.topics.dead_letters,
             )
-            .env("XDG_STATE_HOME", self.folder.path())
-            .output()
-            .expect("the binary starts");
-        let text = [output.stdout, output.stderr]
-            .map(|bytes| String::from_utf8_lossy(&bytes).into_owned());
-        (output.status.code().unwrap_or(-1), text.concat())
+            .env("XDG_STATE_HOME", self.folder.path());
+        command
     }
+}
+
+/// Sets `KEY=VALUE` of a service by its variable.
+fn variable(command: &mut Command, service: &str, setting: &str) {
+    let (key, value) = setting.split_once('=').expect("KEY=VALUE");
+    let name = key.to_ascii_uppercase().replace('.', "__");
+    command.env(format!("STREAMGAUGE_{service}_{name}"), value);
+}
+
+fn owned(settings: &[&str]) -> Vec<String> {
+    settings.iter().map(|one| String::from(*one)).collect()
 }
 
 /// A count as JSON carries it: a number, or text where 64 bits do not fit a double.

@@ -7,13 +7,14 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap, HashSet},
+    hash::Hash,
     sync::Arc,
 };
 
 use super::difference::{Difference, Figures, Totals, Where};
 use crate::{
     checkpoint, load,
-    store::{BucketRow, Slot, Snapshot, Store, StoreError},
+    store::{BucketRow, Slot, Snapshot, Store, StoreError, StoreFuture},
     view::{CellValue, ChainRow, Fold, Limits, UserPage, UserPageKey},
 };
 
@@ -49,44 +50,20 @@ impl Comparison {
             rebuilt: sum.rebuilt.saturating_add(part.rebuilt),
         })
     }
+}
 
-    fn bucket(
+impl Comparison {
+    /// Takes a pair of rows in.
+    fn take<K: Kind>(
         &mut self,
-        key: &BucketKey,
+        key: &K::Key,
         served: Option<Figures>,
         rebuilt: Option<Figures>,
         bounds: Bounds,
     ) {
-        let totals = self.series.entry((key.2.to_string(), key.0)).or_default();
-        if totals.take(served.as_ref(), rebuilt.as_ref()) && self.listed.len() < bounds.listed_max {
-            let at = Where::Bucket {
-                tier_s: key.0,
-                bucket_s: key.1,
-                series: key.2.to_string(),
-                key: key.3.to_string(),
-            };
-            self.listed.push(Difference {
-                at,
-                served,
-                rebuilt,
-            });
-        }
-    }
-
-    fn user(
-        &mut self,
-        key: &UserPageKey,
-        served: Option<Figures>,
-        rebuilt: Option<Figures>,
-        bounds: Bounds,
-    ) {
-        let differs = self.users.take(served.as_ref(), rebuilt.as_ref());
+        let differs = K::totals(self, key).take(served.as_ref(), rebuilt.as_ref());
         if differs && self.listed.len() < bounds.listed_max {
-            let at = Where::User {
-                user_id: key.user_id.to_string(),
-                page_url: key.page_url.to_string(),
-                event_type: key.event_type.to_string(),
-            };
+            let at = K::place(key);
             self.listed.push(Difference {
                 at,
                 served,
@@ -97,11 +74,6 @@ impl Comparison {
 }
 
 type BucketKey = (i64, i64, Arc<str>, Arc<str>);
-
-fn key_of(row: &BucketRow) -> BucketKey {
-    let (series, key) = (Arc::clone(&row.series), Arc::clone(&row.key));
-    (row.tier_s, row.bucket_s, series, key)
-}
 
 /// PostgreSQL's text holds no NUL: what stands for it is the same here.
 fn user_key(key: &UserPageKey) -> UserPageKey {
@@ -123,7 +95,7 @@ fn user_key(key: &UserPageKey) -> UserPageKey {
 pub(super) struct Side {
     snapshot: Box<dyn Snapshot>,
     buckets: HashMap<BucketKey, CellValue>,
-    users: BTreeMap<UserPageKey, (u64, i64)>,
+    users: HashMap<UserPageKey, (u64, i64)>,
 }
 
 impl Side {
@@ -131,7 +103,7 @@ impl Side {
         Self {
             snapshot,
             buckets: HashMap::new(),
-            users: BTreeMap::new(),
+            users: HashMap::new(),
         }
     }
 
@@ -174,38 +146,156 @@ impl Side {
         };
         let rows = checkpoint::rows(&frozen, &fold.view().names, floors);
         let rows_of = rows.buckets.into_iter();
-        self.buckets = rows_of.map(|row| (key_of(&row), row.value)).collect();
+        self.buckets = rows_of.map(|row| (Buckets::key(&row), row.value)).collect();
         for page in rows.users {
             let sum = self.users.entry(user_key(&page.key)).or_default();
             *sum = (sum.0.saturating_add(page.count), sum.1.max(page.last_us));
         }
         Ok(())
     }
+}
 
-    fn bucket(&self, key: &BucketKey, row: Option<&CellValue>) -> Option<Figures> {
-        let more = self.buckets.get(key);
-        if row.is_none() && more.is_none() {
-            return None;
-        }
-        let mut value = CellValue::default();
-        row.into_iter()
-            .chain(more)
-            .for_each(|part| value.absorb(part));
-        Some(Figures::of(&value))
+/// A kind of rows: what differs between comparing buckets and comparing user pages.
+trait Kind {
+    /// A row as the store gives it.
+    type Row: Sync;
+    /// What is the same of a row in both sets, and of what completes it.
+    type Key: Clone + Eq + Ord + Hash;
+    /// What deltas add to a row.
+    type More;
+
+    /// See [`Snapshot::buckets`].
+    fn page<'a>(
+        snapshot: &'a mut dyn Snapshot,
+        after: Option<&'a Self::Row>,
+        limit: u32,
+    ) -> StoreFuture<'a, Vec<Self::Row>>;
+
+    /// See [`Snapshot::buckets_like`].
+    fn like<'a>(
+        snapshot: &'a mut dyn Snapshot,
+        rows: &'a [Self::Row],
+    ) -> StoreFuture<'a, Vec<Self::Row>>;
+
+    /// The key of a row.
+    fn key(row: &Self::Row) -> Self::Key;
+
+    /// What deltas add to one side.
+    fn more(side: &Side) -> &HashMap<Self::Key, Self::More>;
+
+    /// The figures of a row with what deltas add to it.
+    fn figures(row: Option<&Self::Row>, more: Option<&Self::More>) -> Figures;
+
+    /// Where a pair is counted.
+    fn totals<'a>(comparison: &'a mut Comparison, key: &Self::Key) -> &'a mut Totals;
+
+    /// How a row is named.
+    fn place(key: &Self::Key) -> Where;
+}
+
+struct Buckets;
+
+impl Kind for Buckets {
+    type Row = BucketRow;
+    type Key = BucketKey;
+    type More = CellValue;
+
+    fn page<'a>(
+        snapshot: &'a mut dyn Snapshot,
+        after: Option<&'a BucketRow>,
+        limit: u32,
+    ) -> StoreFuture<'a, Vec<BucketRow>> {
+        snapshot.buckets(after, limit)
     }
 
-    fn user(&self, key: &UserPageKey, row: Option<&UserPage>) -> Option<Figures> {
-        let more = self.users.get(key);
-        if row.is_none() && more.is_none() {
-            return None;
+    fn like<'a>(
+        snapshot: &'a mut dyn Snapshot,
+        rows: &'a [BucketRow],
+    ) -> StoreFuture<'a, Vec<BucketRow>> {
+        snapshot.buckets_like(rows)
+    }
+
+    fn key(row: &BucketRow) -> BucketKey {
+        let (series, key) = (Arc::clone(&row.series), Arc::clone(&row.key));
+        (row.tier_s, row.bucket_s, series, key)
+    }
+
+    fn more(side: &Side) -> &HashMap<BucketKey, CellValue> {
+        &side.buckets
+    }
+
+    fn figures(row: Option<&BucketRow>, more: Option<&CellValue>) -> Figures {
+        let mut value = CellValue::default();
+        let parts = row.map(|row| &row.value).into_iter().chain(more);
+        parts.for_each(|part| value.absorb(part));
+        Figures::of(&value)
+    }
+
+    fn totals<'a>(comparison: &'a mut Comparison, key: &BucketKey) -> &'a mut Totals {
+        let series = (key.2.to_string(), key.0);
+        comparison.series.entry(series).or_default()
+    }
+
+    fn place(key: &BucketKey) -> Where {
+        Where::Bucket {
+            tier_s: key.0,
+            bucket_s: key.1,
+            series: key.2.to_string(),
+            key: key.3.to_string(),
         }
+    }
+}
+
+struct Users;
+
+impl Kind for Users {
+    type Row = UserPage;
+    type Key = UserPageKey;
+    type More = (u64, i64);
+
+    fn page<'a>(
+        snapshot: &'a mut dyn Snapshot,
+        after: Option<&'a UserPage>,
+        limit: u32,
+    ) -> StoreFuture<'a, Vec<UserPage>> {
+        snapshot.users(after, limit)
+    }
+
+    fn like<'a>(
+        snapshot: &'a mut dyn Snapshot,
+        rows: &'a [UserPage],
+    ) -> StoreFuture<'a, Vec<UserPage>> {
+        snapshot.users_like(rows)
+    }
+
+    fn key(row: &UserPage) -> UserPageKey {
+        user_key(&row.key)
+    }
+
+    fn more(side: &Side) -> &HashMap<UserPageKey, (u64, i64)> {
+        &side.users
+    }
+
+    fn figures(row: Option<&UserPage>, more: Option<&(u64, i64)>) -> Figures {
         let row = row.map_or((0, i64::MIN), |page| (page.count, page.last_us));
         let more = more.copied().unwrap_or((0, i64::MIN));
-        Some(Figures {
+        Figures {
             count: row.0.saturating_add(more.0),
             last_us: row.1.max(more.1),
             ..Figures::default()
-        })
+        }
+    }
+
+    fn totals<'a>(comparison: &'a mut Comparison, _key: &UserPageKey) -> &'a mut Totals {
+        &mut comparison.users
+    }
+
+    fn place(key: &UserPageKey) -> Where {
+        Where::User {
+            user_id: key.user_id.to_string(),
+            page_url: key.page_url.to_string(),
+            event_type: key.event_type.to_string(),
+        }
     }
 }
 
@@ -216,156 +306,77 @@ pub(super) async fn sides(
     floors: [i64; 4],
     bounds: Bounds,
 ) -> Result<Comparison, StoreError> {
+    let is_kept = |row: &BucketRow| {
+        let mut tiers = crate::store::TIERS_S.iter().zip(floors);
+        let floor = tiers.find(|(length, _)| **length == row.tier_s);
+        floor.is_none_or(|(_, floor)| floor <= row.bucket_s)
+    };
     let mut comparison = Comparison::default();
-    buckets(&mut served, &mut rebuilt, floors, bounds, &mut comparison).await?;
-    users(&mut served, &mut rebuilt, bounds, &mut comparison).await?;
+    let into = (&mut comparison, bounds);
+    rows::<Buckets>(&mut served, &mut rebuilt, is_kept, into).await?;
+    let into = (&mut comparison, bounds);
+    rows::<Users>(&mut served, &mut rebuilt, |_| true, into).await?;
     Ok(comparison)
 }
 
-async fn buckets(
+/// Compares rows of one kind: each set is read once in its own order and looked up in the other, then comes what deltas
+/// alone tell of.
+async fn rows<K: Kind>(
     served: &mut Side,
     rebuilt: &mut Side,
-    floors: [i64; 4],
-    bounds: Bounds,
-    comparison: &mut Comparison,
+    is_kept: impl Fn(&K::Row) -> bool,
+    (comparison, bounds): (&mut Comparison, Bounds),
 ) -> Result<(), StoreError> {
-    let kept = |row: &BucketRow| {
-        let tier = crate::store::TIERS_S
-            .iter()
-            .position(|length| *length == row.tier_s);
-        tier.is_none_or(|tier| floors[tier] <= row.bucket_s)
-    };
-    let mut seen: HashSet<BucketKey> = HashSet::new();
-    let mut after: Option<BucketRow> = None;
-    loop {
-        let page = served
-            .snapshot
-            .buckets(after.as_ref(), bounds.page_rows)
-            .await?;
-        let found = rebuilt.snapshot.buckets_like(&page).await?;
-        let found: HashMap<BucketKey, CellValue> = found
-            .into_iter()
-            .map(|row| (key_of(&row), row.value))
-            .collect();
-        for row in page.iter().filter(|row| kept(row)) {
-            let key = key_of(row);
-            let (one, other) = (
-                served.bucket(&key, Some(&row.value)),
-                rebuilt.bucket(&key, found.get(&key)),
-            );
-            comparison.bucket(&key, one, other, bounds);
-            note(&mut seen, key, served, rebuilt);
-        }
-        match page.into_iter().last() {
-            Some(last) => after = Some(last),
-            None => break,
-        }
-    }
-    let mut after: Option<BucketRow> = None;
-    loop {
-        let page = rebuilt
-            .snapshot
-            .buckets(after.as_ref(), bounds.page_rows)
-            .await?;
-        let found = served.snapshot.buckets_like(&page).await?;
-        let found: HashSet<BucketKey> = found.iter().map(key_of).collect();
-        for row in page.iter().filter(|row| kept(row)) {
-            let key = key_of(row);
-            if found.contains(&key) {
-                continue;
+    // Keys that deltas have added to, so that what is left over is theirs alone.
+    let mut seen: HashSet<K::Key> = HashSet::new();
+    for is_served in [true, false] {
+        let mut after: Option<K::Row> = None;
+        loop {
+            let (read, other) = match is_served {
+                true => (&mut *served, &mut *rebuilt),
+                false => (&mut *rebuilt, &mut *served),
+            };
+            let page = K::page(&mut *read.snapshot, after.as_ref(), bounds.page_rows).await?;
+            let found = K::like(&mut *other.snapshot, &page).await?;
+            let found: HashMap<K::Key, K::Row> =
+                found.into_iter().map(|row| (K::key(&row), row)).collect();
+            for row in page.iter().filter(|row| is_kept(row)) {
+                let key = K::key(row);
+                let pair = match (is_served, found.get(&key)) {
+                    (true, there) => (Some(row), there),
+                    (false, None) => (None, Some(row)),
+                    // Compared already, when the served rows were read.
+                    (false, Some(_)) => continue,
+                };
+                let (one, two) = (
+                    figures::<K>(served, &key, pair.0),
+                    figures::<K>(rebuilt, &key, pair.1),
+                );
+                comparison.take::<K>(&key, one, two, bounds);
+                if K::more(served).contains_key(&key) || K::more(rebuilt).contains_key(&key) {
+                    seen.insert(key);
+                }
             }
-            let one = served.bucket(&key, None);
-            let other = rebuilt.bucket(&key, Some(&row.value));
-            comparison.bucket(&key, one, other, bounds);
-            note(&mut seen, key, served, rebuilt);
-        }
-        match page.into_iter().last() {
-            Some(last) => after = Some(last),
-            None => break,
+            match page.into_iter().last() {
+                Some(last) => after = Some(last),
+                None => break,
+            }
         }
     }
-    let rest: BTreeSet<&BucketKey> = served
-        .buckets
-        .keys()
-        .chain(rebuilt.buckets.keys())
-        .collect();
-    let rest = rest.into_iter().filter(|key| !seen.contains(*key));
+    let deltas = K::more(served).keys().chain(K::more(rebuilt).keys());
+    let rest: BTreeSet<&K::Key> = deltas.filter(|key| !seen.contains(*key)).collect();
     for key in rest {
-        let (one, other) = (served.bucket(key, None), rebuilt.bucket(key, None));
-        comparison.bucket(key, one, other, bounds);
+        let (one, two) = (
+            figures::<K>(served, key, None),
+            figures::<K>(rebuilt, key, None),
+        );
+        comparison.take::<K>(key, one, two, bounds);
     }
     Ok(())
 }
 
-/// Remembers what deltas have added to, so that what is left over is theirs alone.
-fn note(seen: &mut HashSet<BucketKey>, key: BucketKey, served: &Side, rebuilt: &Side) {
-    if served.buckets.contains_key(&key) || rebuilt.buckets.contains_key(&key) {
-        seen.insert(key);
-    }
-}
-
-async fn users(
-    served: &mut Side,
-    rebuilt: &mut Side,
-    bounds: Bounds,
-    comparison: &mut Comparison,
-) -> Result<(), StoreError> {
-    let mut seen: HashSet<UserPageKey> = HashSet::new();
-    let mut after: Option<UserPage> = None;
-    loop {
-        let page = served
-            .snapshot
-            .users(after.as_ref(), bounds.page_rows)
-            .await?;
-        let found = rebuilt.snapshot.users_like(&page).await?;
-        let found: HashMap<UserPageKey, UserPage> = found
-            .into_iter()
-            .map(|page| (user_key(&page.key), page))
-            .collect();
-        for row in &page {
-            let key = user_key(&row.key);
-            let (one, other) = (
-                served.user(&key, Some(row)),
-                rebuilt.user(&key, found.get(&key)),
-            );
-            comparison.user(&key, one, other, bounds);
-            if served.users.contains_key(&key) || rebuilt.users.contains_key(&key) {
-                seen.insert(key);
-            }
-        }
-        match page.into_iter().last() {
-            Some(last) => after = Some(last),
-            None => break,
-        }
-    }
-    let mut after: Option<UserPage> = None;
-    loop {
-        let page = rebuilt
-            .snapshot
-            .users(after.as_ref(), bounds.page_rows)
-            .await?;
-        let found = served.snapshot.users_like(&page).await?;
-        let found: HashSet<UserPageKey> = found.iter().map(|page| user_key(&page.key)).collect();
-        for row in &page {
-            let key = user_key(&row.key);
-            if found.contains(&key) {
-                continue;
-            }
-            let (one, other) = (served.user(&key, None), rebuilt.user(&key, Some(row)));
-            comparison.user(&key, one, other, bounds);
-            if served.users.contains_key(&key) || rebuilt.users.contains_key(&key) {
-                seen.insert(key);
-            }
-        }
-        match page.into_iter().last() {
-            Some(last) => after = Some(last),
-            None => break,
-        }
-    }
-    let rest: BTreeSet<&UserPageKey> = served.users.keys().chain(rebuilt.users.keys()).collect();
-    for key in rest.into_iter().filter(|key| !seen.contains(*key)) {
-        let (one, other) = (served.user(key, None), rebuilt.user(key, None));
-        comparison.user(key, one, other, bounds);
-    }
-    Ok(())
+/// The figures of one side; none where neither a row nor a delta tells of the key.
+fn figures<K: Kind>(side: &Side, key: &K::Key, row: Option<&K::Row>) -> Option<Figures> {
+    let more = K::more(side).get(key);
+    (row.is_some() || more.is_some()).then(|| K::figures(row, more))
 }

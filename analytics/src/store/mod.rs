@@ -6,17 +6,15 @@
 
 mod observed;
 mod postgres;
-mod postgres_slots;
 mod rows;
 mod schema;
 mod slots;
 mod sqlite;
-mod sqlite_slots;
 
 use std::{collections::BTreeMap, ops::Range, path::PathBuf, sync::Arc, time::Duration};
 
 use bytes::Bytes;
-use futures::future::BoxFuture;
+use futures::{FutureExt, TryFutureExt, future::BoxFuture};
 
 pub use observed::Observed;
 pub use postgres::PostgresStore;
@@ -339,6 +337,14 @@ pub struct Connections {
 
 /// The result of an operation under way.
 pub type StoreFuture<'a, T> = BoxFuture<'a, Result<T, StoreError>>;
+
+/// What a driver does, as an operation of the store: its error names what was tried.
+fn named<'a, T: 'a>(
+    op: &'static str,
+    work: impl Future<Output = Result<T, sqlx::Error>> + Send + 'a,
+) -> StoreFuture<'a, T> {
+    work.map_err(StoreError::of(op)).boxed()
+}
 
 /// A store.
 pub trait Store: Send + Sync + 'static {

@@ -6,19 +6,24 @@ use futures::FutureExt;
 use sqlx::{AssertSqlSafe, PgConnection, Postgres, Transaction, query, query_scalar};
 
 use super::{
-    BucketRow, CheckpointState, PostgresStore, Shift, Slot, Slots, Snapshot, StoreError,
-    StoreFuture,
-    postgres::{SNAPSHOT, existing, state, text},
-    rows,
+    PostgresStore, SNAPSHOT,
+    read::{existing, state},
+    text,
 };
-use crate::view::UserPage;
+use crate::{
+    store::{
+        BucketRow, CheckpointState, Shift, Slot, Slots, Snapshot, StoreError, StoreFuture, named,
+        rows,
+    },
+    view::UserPage,
+};
 
 /// The database's clock.
 const NOW_MS: &str = "(extract(epoch FROM clock_timestamp()) * 1000)::bigint";
 
 impl Slot {
     /// A statement over the tables of this set: `{s}` stands for the suffix of their names, `{now}` for the clock.
-    pub(super) fn sql(self, template: &'static str) -> AssertSqlSafe<String> {
+    pub(in crate::store) fn sql(self, template: &'static str) -> AssertSqlSafe<String> {
         let suffix = match self {
             Self::First => "",
             Self::Second => "_1",
@@ -208,28 +213,23 @@ impl PostgresStore {
 
 impl Slots for PostgresStore {
     fn lock(&self, owner: i64, lease_ms: i64) -> StoreFuture<'_, bool> {
-        let lock = self.take_lock(owner, lease_ms);
-        async { lock.await.map_err(StoreError::of("lock the rebuild")) }.boxed()
+        named("lock the rebuild", self.take_lock(owner, lease_ms))
     }
 
     fn renew(&self, owner: i64, lease_ms: i64) -> StoreFuture<'_, bool> {
-        let renew = self.hold_lock(owner, lease_ms);
-        async { renew.await.map_err(StoreError::of("hold the lock")) }.boxed()
+        named("hold the lock", self.hold_lock(owner, lease_ms))
     }
 
     fn unlock(&self, owner: i64) -> StoreFuture<'_, ()> {
-        let unlock = self.give_lock_back(owner);
-        async { unlock.await.map_err(StoreError::of("unlock the rebuild")) }.boxed()
+        named("unlock the rebuild", self.give_lock_back(owner))
     }
 
     fn pin<'a>(&'a self, owner: i64, positions: &'a BTreeMap<i32, i64>) -> StoreFuture<'a, bool> {
-        let pin = self.write_pins(owner, positions);
-        async { pin.await.map_err(StoreError::of("pin deltas")) }.boxed()
+        named("pin deltas", self.write_pins(owner, positions))
     }
 
     fn wipe(&self, owner: i64, slot: Slot, name: i64) -> StoreFuture<'_, bool> {
-        let wipe = self.empty(owner, slot, name);
-        async { wipe.await.map_err(StoreError::of("empty rows")) }.boxed()
+        named("empty rows", self.empty(owner, slot, name))
     }
 
     fn swap<'a>(
@@ -239,8 +239,7 @@ impl Slots for PostgresStore {
         name: i64,
         shifts: &'a BTreeMap<i32, Shift>,
     ) -> StoreFuture<'a, bool> {
-        let swap = self.move_served(owner, to, name, shifts);
-        async { swap.await.map_err(StoreError::of("swap the rows")) }.boxed()
+        named("swap the rows", self.move_served(owner, to, name, shifts))
     }
 
     fn snapshot(&self, slot: Slot) -> StoreFuture<'_, Box<dyn Snapshot>> {
@@ -356,13 +355,11 @@ impl Snapshot for PostgresSnapshot {
         after: Option<&'a BucketRow>,
         limit: u32,
     ) -> StoreFuture<'a, Vec<BucketRow>> {
-        let read = self.read_buckets(after, limit);
-        async { read.await.map_err(StoreError::of("compare buckets")) }.boxed()
+        named("compare buckets", self.read_buckets(after, limit))
     }
 
     fn buckets_like<'a>(&'a mut self, wanted: &'a [BucketRow]) -> StoreFuture<'a, Vec<BucketRow>> {
-        let read = self.find_buckets(wanted);
-        async { read.await.map_err(StoreError::of("compare buckets")) }.boxed()
+        named("compare buckets", self.find_buckets(wanted))
     }
 
     fn users<'a>(
@@ -370,12 +367,10 @@ impl Snapshot for PostgresSnapshot {
         after: Option<&'a UserPage>,
         limit: u32,
     ) -> StoreFuture<'a, Vec<UserPage>> {
-        let read = self.read_users(after, limit);
-        async { read.await.map_err(StoreError::of("compare user pages")) }.boxed()
+        named("compare user pages", self.read_users(after, limit))
     }
 
     fn users_like<'a>(&'a mut self, pages: &'a [UserPage]) -> StoreFuture<'a, Vec<UserPage>> {
-        let read = self.find_users(pages);
-        async { read.await.map_err(StoreError::of("compare user pages")) }.boxed()
+        named("compare user pages", self.find_users(pages))
     }
 }

@@ -7,11 +7,16 @@ use futures::FutureExt;
 use sqlx::{Sqlite, SqliteConnection, Transaction, query, query_scalar};
 
 use super::{
-    BucketRow, CheckpointState, Shift, Slot, Slots, Snapshot, SqliteStore, StoreError, StoreFuture,
-    rows,
-    sqlite::{begin, existing, state},
+    SqliteStore, begin,
+    read::{existing, state},
 };
-use crate::view::{UserPage, UserPageKey};
+use crate::{
+    store::{
+        BucketRow, CheckpointState, Shift, Slot, Slots, Snapshot, StoreError, StoreFuture, named,
+        rows,
+    },
+    view::{UserPage, UserPageKey},
+};
 
 const NOW_MS: &str = "CAST(unixepoch('subsec') * 1000 AS INTEGER)";
 /// Keys looked up by one statement; SQLite takes 32,766 values.
@@ -202,28 +207,23 @@ async fn holds(
 
 impl Slots for SqliteStore {
     fn lock(&self, owner: i64, lease_ms: i64) -> StoreFuture<'_, bool> {
-        let lock = self.take_lock(owner, lease_ms);
-        async { lock.await.map_err(StoreError::of("lock the rebuild")) }.boxed()
+        named("lock the rebuild", self.take_lock(owner, lease_ms))
     }
 
     fn renew(&self, owner: i64, lease_ms: i64) -> StoreFuture<'_, bool> {
-        let renew = self.hold_lock(owner, lease_ms);
-        async { renew.await.map_err(StoreError::of("hold the lock")) }.boxed()
+        named("hold the lock", self.hold_lock(owner, lease_ms))
     }
 
     fn unlock(&self, owner: i64) -> StoreFuture<'_, ()> {
-        let unlock = self.give_lock_back(owner);
-        async { unlock.await.map_err(StoreError::of("unlock the rebuild")) }.boxed()
+        named("unlock the rebuild", self.give_lock_back(owner))
     }
 
     fn pin<'a>(&'a self, owner: i64, positions: &'a BTreeMap<i32, i64>) -> StoreFuture<'a, bool> {
-        let pin = self.write_pins(owner, positions);
-        async { pin.await.map_err(StoreError::of("pin deltas")) }.boxed()
+        named("pin deltas", self.write_pins(owner, positions))
     }
 
     fn wipe(&self, owner: i64, slot: Slot, name: i64) -> StoreFuture<'_, bool> {
-        let wipe = self.empty(owner, slot, name);
-        async { wipe.await.map_err(StoreError::of("empty rows")) }.boxed()
+        named("empty rows", self.empty(owner, slot, name))
     }
 
     fn swap<'a>(
@@ -233,8 +233,7 @@ impl Slots for SqliteStore {
         name: i64,
         shifts: &'a BTreeMap<i32, Shift>,
     ) -> StoreFuture<'a, bool> {
-        let swap = self.move_served(owner, to, name, shifts);
-        async { swap.await.map_err(StoreError::of("swap the rows")) }.boxed()
+        named("swap the rows", self.move_served(owner, to, name, shifts))
     }
 
     fn snapshot(&self, slot: Slot) -> StoreFuture<'_, Box<dyn Snapshot>> {
@@ -336,13 +335,11 @@ impl Snapshot for SqliteSnapshot {
         after: Option<&'a BucketRow>,
         limit: u32,
     ) -> StoreFuture<'a, Vec<BucketRow>> {
-        let read = self.read_buckets(after, limit);
-        async { read.await.map_err(StoreError::of("compare buckets")) }.boxed()
+        named("compare buckets", self.read_buckets(after, limit))
     }
 
     fn buckets_like<'a>(&'a mut self, wanted: &'a [BucketRow]) -> StoreFuture<'a, Vec<BucketRow>> {
-        let read = self.find_buckets(wanted);
-        async { read.await.map_err(StoreError::of("compare buckets")) }.boxed()
+        named("compare buckets", self.find_buckets(wanted))
     }
 
     fn users<'a>(
@@ -350,12 +347,10 @@ impl Snapshot for SqliteSnapshot {
         after: Option<&'a UserPage>,
         limit: u32,
     ) -> StoreFuture<'a, Vec<UserPage>> {
-        let read = self.read_users(after, limit);
-        async { read.await.map_err(StoreError::of("compare user pages")) }.boxed()
+        named("compare user pages", self.read_users(after, limit))
     }
 
     fn users_like<'a>(&'a mut self, pages: &'a [UserPage]) -> StoreFuture<'a, Vec<UserPage>> {
-        let read = self.find_users(pages);
-        async { read.await.map_err(StoreError::of("compare user pages")) }.boxed()
+        named("compare user pages", self.find_users(pages))
     }
 }
