@@ -3,7 +3,8 @@
 //!
 //! Several files, because SQLite has one writer per file: a checkpoint of many rows must not delay the next apply, nor a
 //! rebuild the next checkpoint. No transaction spans two: rows know by themselves how far they reach, and deltas below
-//! that are only waste.
+//! that are only waste. So rows are always synced before the deltas that they hold are deleted; chains and deltas that a
+//! power cut sets back are read from the log again.
 //! Journals are write-ahead logs, so that readers and the writer do not wait for each other.
 
 use std::{collections::BTreeMap, path::PathBuf, time::Duration};
@@ -34,14 +35,14 @@ const TRIM: &str = "DELETE FROM delta WHERE partition = $1 AND delta_offset < mi
      SELECT p.position FROM delta_pin AS p CROSS JOIN rebuild_lock AS l \
      WHERE p.partition = $1 AND l.expires_ms > CAST(unixepoch('subsec') * 1000 AS INTEGER)), $2))";
 
-/// What a commit survives.
+/// What a commit of chains and deltas survives. Rows survive a crash of the machine either way.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Durability {
     /// A crash of the machine: each commit waits for the disk.
     #[default]
     Full,
-    /// A crash of the process. After a power cut the last commits may be gone; they are read from the log again.
+    /// A crash of the process. After a power cut the last batches may be gone; they are read from the log again.
     Normal,
 }
 
@@ -66,8 +67,8 @@ impl SqliteStore {
     pub fn new(path: PathBuf, durability: Durability, readers: u32) -> Self {
         let deltas = path.with_extension("deltas.db");
         let second = path.with_extension("second.db");
-        let options = |file: &PathBuf| {
-            SqliteConnectOptions::new()
+        let pool = |file: &PathBuf, connections: u32, durability: Durability| {
+            let options = SqliteConnectOptions::new()
                 .filename(file)
                 .create_if_missing(true)
                 .journal_mode(SqliteJournalMode::Wal)
@@ -75,22 +76,21 @@ impl SqliteStore {
                     Durability::Full => SqliteSynchronous::Full,
                     Durability::Normal => SqliteSynchronous::Normal,
                 })
-                .busy_timeout(PATIENCE)
-        };
-        let pool = |file: &PathBuf, connections: u32| {
+                .busy_timeout(PATIENCE);
             PoolOptions::new()
                 .max_connections(connections)
                 .acquire_timeout(PATIENCE)
-                .connect_lazy_with(options(file))
+                .connect_lazy_with(options)
         };
+        // One commit per checkpoint: what is in it is deleted from the deltas right after, and may be in no log any more.
         let rows = [&path, &second].map(|file| RowsFile {
-            writer: pool(file, 1),
-            reader: pool(file, readers.max(1)),
+            writer: pool(file, 1, Durability::Full),
+            reader: pool(file, readers.max(1), Durability::Full),
         });
         Self {
             rows,
-            deltas_writer: pool(&deltas, 1),
-            deltas_reader: pool(&deltas, 1),
+            deltas_writer: pool(&deltas, 1, durability),
+            deltas_reader: pool(&deltas, 1, durability),
             path,
         }
     }
@@ -641,3 +641,7 @@ impl Store for SqliteStore {
         .boxed()
     }
 }
+
+#[cfg(test)]
+#[path = "sqlite_tests.rs"]
+mod tests;
