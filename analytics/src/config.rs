@@ -207,7 +207,7 @@ pub struct StoreConfig {
     pub url: SecretUrl,
     /// Most connections that queries use; the writers have a few of their own.
     pub connections_max: u32,
-    /// What a commit to SQLite survives: `full` a power cut, `normal` a crash of the process.
+    /// What a commit to SQLite survives: `full` a power cut, `normal` a crash of the process. Rows are synced either way.
     pub durability: Durability,
     /// Time for one statement in PostgreSQL, in milliseconds.
     pub statement_timeout_ms: u64,

@@ -17,8 +17,10 @@ use crate::{
 const SLICE_S: i64 = 60;
 /// Deltas that are read at once.
 const DELTAS_PER_READ: u32 = 64;
-/// How far ahead of the clock a bucket may lie.
-const AHEAD_S: i64 = 86_400;
+/// What lies ahead of the clock is read in slices that begin so far ahead, the last one without an end: memory answers for
+/// all of it, and how far it reaches is for the consumers to say (`events.future_max_ms`). Several, so that too much of
+/// one costs no more than what lies before it.
+const AHEAD_S: [i64; 4] = [1_000 * 86_400, 30 * 86_400, 86_400, 0];
 /// Attempts before the caller backs off.
 const ATTEMPTS: u32 = 5;
 
@@ -86,10 +88,14 @@ async fn recent(
     now_s: i64,
 ) -> Result<(), StoreError> {
     let (first, slot) = (fold.view().recent_from_s, fold.view().slot);
-    // What lies ahead of the clock is a slice of its own, so that too much of one does not cost the other.
     let newest = now_s.div_euclid(SLICE_S) * SLICE_S + SLICE_S;
-    let mut slice = newest..newest + AHEAD_S;
-    while slice.end > first {
+    let starts = AHEAD_S.into_iter().chain((1..).map(|n| -n * SLICE_S));
+    let mut end = i64::MAX;
+    for start in starts.map(|ahead| newest + ahead) {
+        if end <= first {
+            break;
+        }
+        let slice = start..end;
         let segments = [Segment {
             tier_s: 1,
             range: slice.clone(),
@@ -112,17 +118,17 @@ async fn recent(
                     }
                 }
                 Err(StoreError::TooManyRows(_)) => {
-                    fold.forget_before(slice.end);
+                    fold.forget_before(end);
                     return Ok(());
                 }
                 Err(error) => return Err(error),
             }
         }
         if fold.is_full() {
-            fold.forget_before(slice.start + SLICE_S);
+            fold.forget_before(start + SLICE_S);
             return Ok(());
         }
-        slice = slice.start - SLICE_S..slice.start;
+        end = start;
     }
     Ok(())
 }

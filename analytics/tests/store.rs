@@ -442,6 +442,45 @@ async fn what_was_in_the_log_twice_or_is_no_batch_counts_for_nobody() {
 }
 
 #[tokio::test]
+async fn buckets_far_ahead_of_the_clock_are_there_after_a_restart() {
+    const DAY: i64 = 86_400;
+    let stores = Stores::new();
+    for open in stores.each().await {
+        let ahead = [
+            (0, 50),
+            (DAY + 3_600, 50),
+            (40 * DAY, 50),
+            (3_000 * DAY, 10),
+        ];
+        let mut log = Log::default();
+        for (start, count) in ahead {
+            log.push(&events(NOW_S + start, count));
+        }
+        let mut before = Instance::start(open(), Config::default()).await;
+        before.follow(0, &log, 10).await;
+        before.checkpoint().await;
+        let after = Instance::start(open(), Config::default()).await;
+        for (start, count) in ahead {
+            let (from_s, to_s) = (NOW_S + start, NOW_S + start + 200);
+            for instance in [&before, &after] {
+                let found = total(instance, from_s, to_s).await.count;
+                assert_eq!(found, u64::from(count), "{start}");
+            }
+        }
+        // More than is read at once: memory answers from where it holds everything, the store for what lies before.
+        let mut tight = Config::default();
+        tight.query.rows_max = 20;
+        let tight = Instance::start(open(), tight).await;
+        let from_s = tight.fold.view().recent_from_s - NOW_S;
+        assert!(from_s > 40 * DAY && from_s < 3_000 * DAY, "{from_s}");
+        for (start, length, count) in [(40 * DAY + 10, 5, 5), (3_000 * DAY, 200, 10)] {
+            let (from_s, to_s) = (NOW_S + start, NOW_S + start + length);
+            assert_eq!(total(&tight, from_s, to_s).await.count, count, "{start}");
+        }
+    }
+}
+
+#[tokio::test]
 async fn retention_deletes_by_tier_and_queries_say_so() {
     let stores = Stores::new();
     for open in stores.each().await {

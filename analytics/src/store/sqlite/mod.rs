@@ -3,7 +3,8 @@
 //!
 //! Several files, because SQLite has one writer per file: a checkpoint of many rows must not delay the next apply, nor a
 //! rebuild the next checkpoint. No transaction spans two: rows know by themselves how far they reach, and deltas below
-//! that are only waste.
+//! that are only waste. So rows are always synced before the deltas that they hold are deleted; chains and deltas that a
+//! power cut sets back are read from the log again.
 //! Journals are write-ahead logs, so that readers and the writer do not wait for each other.
 
 mod read;
@@ -30,14 +31,14 @@ use crate::view::ChainRow;
 /// How long a writer waits for another process, and a query for a connection.
 const PATIENCE: Duration = Duration::from_secs(5);
 
-/// What a commit survives.
+/// What a commit of chains and deltas survives. Rows survive a crash of the machine either way.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Durability {
     /// A crash of the machine: each commit waits for the disk.
     #[default]
     Full,
-    /// A crash of the process. After a power cut the last commits may be gone; they are read from the log again.
+    /// A crash of the process. After a power cut the last batches may be gone; they are read from the log again.
     Normal,
 }
 
@@ -62,8 +63,8 @@ impl SqliteStore {
     pub fn new(path: PathBuf, durability: Durability, readers: u32) -> Self {
         let deltas = path.with_extension("deltas.db");
         let second = path.with_extension("second.db");
-        let options = |file: &PathBuf| {
-            SqliteConnectOptions::new()
+        let pool = |file: &PathBuf, connections: u32, durability: Durability| {
+            let options = SqliteConnectOptions::new()
                 .filename(file)
                 .create_if_missing(true)
                 .journal_mode(SqliteJournalMode::Wal)
@@ -71,22 +72,21 @@ impl SqliteStore {
                     Durability::Full => SqliteSynchronous::Full,
                     Durability::Normal => SqliteSynchronous::Normal,
                 })
-                .busy_timeout(PATIENCE)
-        };
-        let pool = |file: &PathBuf, connections: u32| {
+                .busy_timeout(PATIENCE);
             PoolOptions::new()
                 .max_connections(connections)
                 .acquire_timeout(PATIENCE)
-                .connect_lazy_with(options(file))
+                .connect_lazy_with(options)
         };
+        // One commit per checkpoint: what is in it is deleted from the deltas right after, and may be in no log any more.
         let rows = [&path, &second].map(|file| RowsFile {
-            writer: pool(file, 1),
-            reader: pool(file, readers.max(1)),
+            writer: pool(file, 1, Durability::Full),
+            reader: pool(file, readers.max(1), Durability::Full),
         });
         Self {
             rows,
-            deltas_writer: pool(&deltas, 1),
-            deltas_reader: pool(&deltas, 1),
+            deltas_writer: pool(&deltas, 1, durability),
+            deltas_reader: pool(&deltas, 1, durability),
             path,
         }
     }
@@ -213,3 +213,6 @@ impl Store for SqliteStore {
         .boxed()
     }
 }
+
+#[cfg(test)]
+mod tests;

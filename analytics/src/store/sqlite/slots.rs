@@ -4,7 +4,9 @@
 use std::collections::BTreeMap;
 
 use futures::FutureExt;
-use sqlx::{Sqlite, SqliteConnection, Transaction, query, query_scalar};
+use sqlx::{
+    Connection, Sqlite, SqliteConnection, Transaction, pool::PoolConnection, query, query_scalar,
+};
 
 use super::{
     SqliteStore, begin,
@@ -124,6 +126,16 @@ impl SqliteStore {
         Ok(true)
     }
 
+    /// The connection that writes deltas, whose commits wait for the disk whatever the settings say. It is not used again.
+    pub(super) async fn synced(&self) -> Result<PoolConnection<Sqlite>, sqlx::Error> {
+        let mut connection = self.deltas_writer.acquire().await?;
+        connection.close_on_drop();
+        query("PRAGMA synchronous = FULL")
+            .execute(&mut *connection)
+            .await?;
+        Ok(connection)
+    }
+
     async fn move_served(
         &self,
         owner: i64,
@@ -131,11 +143,9 @@ impl SqliteStore {
         name: i64,
         shifts: &BTreeMap<i32, Shift>,
     ) -> Result<bool, sqlx::Error> {
-        // What is served must survive whatever the number that says so survives.
-        query("PRAGMA wal_checkpoint(FULL)")
-            .fetch_all(&self.rows(to).writer)
-            .await?;
-        let mut transaction = begin(&self.deltas_writer).await?;
+        // The rows are on the disk. So must the number be that names them, before those that were served are emptied.
+        let mut connection = self.synced().await?;
+        let mut transaction = connection.begin_with("BEGIN IMMEDIATE").await?;
         if !holds(&mut transaction, owner).await? {
             return Ok(false);
         }
@@ -192,15 +202,12 @@ async fn write_shifts(
     Ok(())
 }
 
-async fn holds(
-    transaction: &mut Transaction<'static, Sqlite>,
-    owner: i64,
-) -> Result<bool, sqlx::Error> {
+async fn holds(connection: &mut SqliteConnection, owner: i64) -> Result<bool, sqlx::Error> {
     let held: Option<i64> = query_scalar(at_now(
         "SELECT owner FROM rebuild_lock WHERE owner = $1 AND expires_ms > {now}",
     ))
     .bind(owner)
-    .fetch_optional(&mut **transaction)
+    .fetch_optional(connection)
     .await?;
     Ok(held.is_some())
 }
