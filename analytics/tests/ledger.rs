@@ -187,6 +187,56 @@ async fn records_added_by_hand_are_named_by_their_spot_at_both_doors() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_forged_batch_that_goes_on_with_the_chain_is_named() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let broker = broker(folder.path()).await;
+    topics(&broker).await;
+    let mut writer = Writer::new(&broker.bootstrap());
+    let analytics = Analytics::start(config(folder.path(), &broker.bootstrap())).await;
+    fill(&mut writer, 3).await;
+    let mut forged = batch(20, &some_events(NOW_S - 100, 10));
+    forged.types.clear();
+    writer.raw(1, &forged.encode_to_vec()).await;
+    writer.heads[1] = 30;
+    writer.source().await;
+    let named = [(json!(1), json!(10), json!(20), json!("batch_contents"))];
+    until(|| async { breaks(&analytics.answer("/v1/ledger").await) == named }).await;
+    let found = analytics.answer("/v1/ledger").await;
+    assert_eq!(found["balanced"], false);
+    analytics.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_only_the_command_compares_is_named_at_both_doors() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let broker = broker(folder.path()).await;
+    topics(&broker).await;
+    let analytics = Analytics::start(config(folder.path(), &broker.bootstrap())).await;
+    analytics.until_head(0).await;
+    let found = analytics.answer("/v1/ledger").await;
+    let remarks = found["remarks"].as_array().expect("a list");
+    let request = streamgauge_proto::v1::LedgerRequest { check_store: false };
+    let twin = analytics.calls().await.ledger(request).await;
+    let twin = twin.expect("an answer").into_inner().remarks;
+    for left_out in [
+        "dead letters",
+        "producers and their spools",
+        "before they were applied",
+        "the contents of batches",
+    ] {
+        let names = |remark: &str| {
+            remark.contains(left_out)
+                && remark.contains("`streamgauge audit`")
+                && !remark.contains("  ")
+        };
+        let here = remarks.iter().any(|one| names(one.as_str().expect("text")));
+        let there = twin.iter().any(|remark| names(remark));
+        assert!(here && there, "{left_out}: {found}, {twin:?}");
+    }
+    analytics.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_row_of_the_chain_that_was_altered_is_named() {
     let folder = tempfile::tempdir().expect("a folder");
     let broker = broker(folder.path()).await;

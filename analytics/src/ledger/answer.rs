@@ -9,6 +9,11 @@ use super::{
 };
 use crate::view::{ChainRow, View};
 
+/// What the command compares and this does not: whoever reads `balanced` must know.
+const LEFT_OUT: &str = "not compared here, but by `streamgauge audit`: dead letters; what producers and their spools say; \
+    batches that were cut off before they were applied (here they count as missing); the contents of batches that were \
+    applied before this service started";
+
 /// The ledger of a view, with what the store was last found to hold.
 pub fn answer(view: &View, check: Option<&Check>) -> v1::LedgerResponse {
     let known = facts::facts(view);
@@ -66,9 +71,7 @@ fn remarks(view: &View, known: &[PartitionFacts], check: Option<&Check>) -> Vec<
         let spots = facts.fold.notes.sentences().into_iter();
         remarks.extend(spots.map(|spot| format!("partition {partition}: {spot}")));
     }
-    remarks.push(String::from(
-        "dead letters are not compared here; `streamgauge audit` reads them",
-    ));
+    remarks.push(String::from(LEFT_OUT));
     match check {
         None => remarks.push(String::from("the store's rows were not read back yet")),
         Some(check) => remarks.extend(check.remarks()),

@@ -30,8 +30,9 @@ use crate::{
 /// Add up producers, both topics, dead letters and the store, and say whether the books balance
 ///
 /// For each partition: end - start = counted + duplicate + late + dead-lettered + missing +
-/// no record + in flight. What producers acknowledged must lie in the log; what the store holds, and
-/// what its rows add up to, must be what the batches that it applied say. Runs against a live system.
+/// no record + in flight. What producers accepted must lie in the log or wait in their spools; what the
+/// store holds, and what its rows add up to, must be what the batches that it applied say. Runs against
+/// a live system.
 #[derive(Clone, Debug, Args)]
 #[command(after_long_help = "\
 Examples:

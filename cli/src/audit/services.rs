@@ -202,6 +202,8 @@ fn acknowledged(partitions: Vec<AcknowledgedPartition>) -> Vec<Acknowledged> {
 
 #[cfg(test)]
 mod tests {
+    use streamgauge_audit::What;
+
     use super::*;
 
     #[test]
@@ -237,5 +239,44 @@ mod tests {
         };
         let store = answered(answer);
         assert_eq!(store.partition(0).map(|row| row.head), Some(13));
+    }
+
+    #[test]
+    fn what_a_producer_says_of_its_spool_is_judged() {
+        let partition = |records| AcknowledgedPartition {
+            partition: 0,
+            records,
+            first_offset: 0,
+            last_offset: records as i64 - 1,
+        };
+        let answer = ProducerLedgerResponse {
+            received: 10,
+            accepted: 10,
+            partitions: vec![partition(4)],
+            spool: Some(SpoolLedger {
+                waiting_at_start: 5,
+                spooled: 6,
+                waiting: 1,
+                drained: 7,
+                lost: 2,
+                put_aside: 1,
+                balanced: true,
+                partitions: vec![partition(7)],
+            }),
+            ..ProducerLedgerResponse::default()
+        };
+        let whats = |answer: ProducerLedgerResponse| {
+            let breaks = producer_facts("p:1", answer).breaks(|_| Some(7));
+            breaks
+                .iter()
+                .map(|found| (found.what, found.by))
+                .collect::<Vec<_>>()
+        };
+        assert_eq!(whats(answer.clone()), [(What::SpoolLost, 2)]);
+        let older = ProducerLedgerResponse {
+            spool: None,
+            ..answer
+        };
+        assert_eq!(whats(older), []);
     }
 }

@@ -223,7 +223,7 @@ mod tests {
         let spot = "Partition 0: 1 records of metrics-data are no batches";
         assert!(lines[4].contains(spot), "{text}");
         assert!(
-            lines[6].ends_with("offset 1; the last lies at 2."),
+            lines[6].ends_with("offset 1 of metrics-data; the last lies at 2."),
             "{text}"
         );
     }

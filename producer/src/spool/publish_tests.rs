@@ -248,6 +248,13 @@ async fn the_drain_tries_again_in_order_and_puts_aside_what_is_never_taken() {
     assert_eq!(written, [vec!["a", "b", "c"], vec!["a", "b"]]);
     assert_eq!(bench.metric("spool_drained_total"), 2.0);
     assert_eq!(bench.metric("spool_errors_total{kind=\"refused\"}"), 1.0);
+    let account = Account {
+        spooled: 3,
+        drained: 2,
+        put_aside: 1,
+        ..Account::default()
+    };
+    assert_eq!(bench.spooling.account(), account);
     stop.trigger();
     drain.await.unwrap();
     let mut names = std::fs::read_dir(bench.dir.path()).unwrap();
