@@ -249,8 +249,8 @@ pub struct EventsConfig {
     pub bytes_max: usize,
     /// How far ahead of log time an event may be, in milliseconds.
     pub future_max_ms: u64,
-    /// How far ahead of this machine's clock the time of a record may be, in milliseconds. Records beyond do not move log
-    /// time and go to the dead-letter topic; with a clock that lags by more, all do.
+    /// How far ahead of this machine's clock the time of a record may move log time, in milliseconds. Records that would
+    /// move it further do not, and go to the dead-letter topic; with a clock that lags by more, all that would move it do.
     pub log_time_ahead_max_ms: u64,
     /// Events older than this, by log time and unless marked historical, are late; in hours.
     pub accepted_age_hours: u32,

@@ -7,7 +7,7 @@ use std::collections::VecDeque;
 
 use streamgauge_analytics::view::{ChainRow, Judged};
 use streamgauge_chain::delta;
-use streamgauge_consumer::core::{dedupe::Dedupe, partition::Checkpoint};
+use streamgauge_consumer::core::{dedupe::Horizon, partition::Checkpoint};
 use streamgauge_kafka::{KafkaError, LogReader};
 use streamgauge_proto::v1::DeltaBatch;
 
@@ -124,14 +124,14 @@ impl Boundary {
             return None;
         }
         let low_us = *self.low_log_time_us.get_or_insert(batch.log_time_us);
-        // The set is of no size: only its division of time matters.
-        let start_us = Dedupe::new(horizon_us, 0).horizon_start_us(batch.log_time_us);
+        let start_us = Horizon::new(horizon_us).start_us(batch.log_time_us);
         (start_us > low_us).then_some(Checkpoint {
             head: batch.to,
             delta_position: 0,
             log_time_us: batch.log_time_us,
             watermark_us: batch.watermark_us,
             reused_from: None,
+            base: None,
         })
     }
 }

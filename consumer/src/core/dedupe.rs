@@ -67,6 +67,33 @@ pub enum Seen {
     Duplicate,
 }
 
+/// How log time is divided: into slices, of which eight are a horizon.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Horizon {
+    slice_us: i64,
+}
+
+impl Horizon {
+    /// A horizon of this length.
+    pub fn new(horizon_us: i64) -> Self {
+        Self {
+            slice_us: (horizon_us / GENERATIONS).max(1),
+        }
+    }
+
+    /// The slice in which a log time lies.
+    pub fn slice(self, log_time_us: i64) -> i64 {
+        log_time_us.div_euclid(self.slice_us)
+    }
+
+    /// The log time from which on ids are remembered at `log_time_us`.
+    pub fn start_us(self, log_time_us: i64) -> i64 {
+        self.slice(log_time_us)
+            .saturating_sub(GENERATIONS)
+            .saturating_mul(self.slice_us)
+    }
+}
+
 #[derive(Clone, Copy, Debug)]
 struct Slot {
     hash: u64,
@@ -89,7 +116,7 @@ pub struct Dedupe {
     /// Oldest first; the last one takes new ids.
     generations: VecDeque<Generation>,
     next_tag: u8,
-    slice_us: i64,
+    horizon: Horizon,
     ids_max: usize,
     evicted: u64,
 }
@@ -102,7 +129,7 @@ impl Dedupe {
             alive: [false; 256],
             generations: VecDeque::new(),
             next_tag: 0,
-            slice_us: (horizon_us / GENERATIONS).max(1),
+            horizon: Horizon::new(horizon_us),
             ids_max: ids_max.max(GENERATIONS as usize),
             evicted: 0,
         }
@@ -111,10 +138,7 @@ impl Dedupe {
     /// The log time from which the source must be read again to rebuild the set as it is at
     /// `log_time_us`.
     pub fn horizon_start_us(&self, log_time_us: i64) -> i64 {
-        let slice = log_time_us.div_euclid(self.slice_us);
-        slice
-            .saturating_sub(GENERATIONS)
-            .saturating_mul(self.slice_us)
+        self.horizon.start_us(log_time_us)
     }
 
     /// Adds an event at a log time that never runs backwards, and says whether it was there.
@@ -179,7 +203,7 @@ impl Dedupe {
     /// The tag of the generation that takes ids at this log time; opens and drops generations.
     #[inline]
     fn advance(&mut self, log_time_us: i64) -> u8 {
-        let slice = log_time_us.div_euclid(self.slice_us);
+        let slice = self.horizon.slice(log_time_us);
         match self.generations.back() {
             Some(last) if last.slice >= slice && last.ids < self.generation_ids_max() => last.tag,
             _ => self.turn(slice),

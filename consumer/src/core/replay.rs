@@ -63,6 +63,7 @@ impl Replay {
         // Nothing lies on the log that this owner sees; what came before the head is known.
         let known = known.map(|known| Checkpoint {
             delta_position: 0,
+            base: None,
             ..known
         });
         let metadata = known.map(|known| (known.head, known.metadata()));
@@ -104,13 +105,8 @@ impl Replay {
     /// What the chain says of the log time behind the records that come next: whichever of them lies beyond was refused
     /// for its time. `None` when it does not say; then no record is.
     pub fn log_time_was(&mut self, log_time_us: Option<i64>) {
-        let clock_us = match log_time_us {
-            Some(log_time_us) if log_time_us > 0 => {
-                log_time_us.saturating_sub(self.settings.log_time_ahead_us_max)
-            }
-            _ => i64::MAX,
-        };
-        self.partition.see_clock(clock_us);
+        let known = log_time_us.filter(|log_time_us| *log_time_us > 0);
+        self.partition.see_log_time_was(known);
     }
 
     /// Takes the next record.

@@ -188,6 +188,7 @@ fn live(source: &[Entry], cuts: &[usize], batch_records_max: u64) -> Vec<Bytes> 
                 log_time_us: batch.log_time_us,
                 watermark_us: batch.watermark_us,
                 reused_from: None,
+                base: None,
             });
         }
         batches.extend(written);

@@ -3,7 +3,7 @@
 use bytes::Bytes;
 use streamgauge_chain::{Range, TraceBytes};
 
-use super::{Effect, Partition, Problem, Report, State, Ticket};
+use super::{Effect, Partition, Problem, Report, State, Ticket, fold::Confirmed};
 use crate::core::encode::{self, Summary};
 
 /// A batch that was written and is not confirmed.
@@ -191,8 +191,13 @@ impl Partition {
         let Some(batch) = self.in_flight.take() else {
             return;
         };
-        self.fold
-            .confirm(batch.range, offset, batch.log_time_us, batch.watermark_us);
+        let confirmed = Confirmed {
+            range: batch.range,
+            dead_lettered: batch.report.outcomes.dead_lettered,
+            log_time_us: batch.log_time_us,
+            watermark_us: batch.watermark_us,
+        };
+        self.fold.confirm(&confirmed, offset);
         self.confirmed(batch.report, now_ms, effects);
     }
 

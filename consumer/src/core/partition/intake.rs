@@ -38,6 +38,9 @@ impl Partition {
         if record.offset < self.position {
             return Taken::Done;
         }
+        if self.hides_refusal(record) {
+            self.open.sealed = true;
+        }
         if self.draining || self.is_full() {
             self.close_if_due(now_ms, effects);
             if self.draining || self.is_full() {
@@ -60,7 +63,8 @@ impl Partition {
 
     /// Whether the open batch has reached a limit.
     pub(super) fn is_full(&self) -> bool {
-        self.open_records() >= self.settings.batch_records_max
+        self.open.sealed
+            || self.open_records() >= self.settings.batch_records_max
             || self.open.aggregates.encoded_bytes_max() >= self.settings.batch_bytes_max
     }
 
@@ -96,11 +100,15 @@ impl Partition {
         self.dead_letter(record, reused(self.open.from))
     }
 
-    /// Only the id matters. A record ahead of log time at the head did not move log time when it
-    /// was judged, so that it was refused for its time, and its id was not taken.
+    /// Only the id matters. A record that was refused for its time neither moved log time nor gave
+    /// its id; which those were is told by the chain, not by log time as it is at the head.
     fn remember(&mut self, record: &SourceRecord<'_>) {
-        let head_us = self.fold.log_time_us;
-        if head_us > 0 && record.timestamp_ms.saturating_mul(1000) > head_us {
+        let time_us = time_us(record);
+        let refused = match self.log_time_was_us {
+            Some(log_time_us) => time_us > log_time_us,
+            None => self.fold.history.refused(record.offset, time_us),
+        };
+        if refused {
             return;
         }
         self.see_time(record);
@@ -128,6 +136,8 @@ impl Partition {
         self.position = record.offset + 1;
 
         if ahead {
+            let from_us = self.open.refused_from_us.get_or_insert(i64::MAX);
+            *from_us = (*from_us).min(time_us(record));
             return self.refuse(record, ahead_of_clock(record.timestamp_ms, self.clock_us));
         }
         let (log_time_us, limits) = (self.log_time_us, &self.settings.limits);
@@ -148,12 +158,22 @@ impl Partition {
         Taken::DeadLetter(reject)
     }
 
-    /// One record time far ahead would make everything after it late, for ever.
+    /// One record time far ahead would make everything after it late, for ever. A record that moves
+    /// no log time does no harm, whatever the clock says.
     fn is_ahead(&self, record: &SourceRecord<'_>) -> bool {
         let latest_us = self
             .clock_us
             .saturating_add(self.settings.log_time_ahead_us_max);
-        record.timestamp_ms.saturating_mul(1000) > latest_us
+        time_us(record) > latest_us.max(self.log_time_us)
+    }
+
+    /// Whether the open batch would end with a log time at or beyond that of a record that it
+    /// refused: the clock has gone on since. Then it ends before this record, so that log time at its
+    /// end tells what it refused.
+    fn hides_refusal(&self, record: &SourceRecord<'_>) -> bool {
+        self.open
+            .refused_from_us
+            .is_some_and(|from_us| time_us(record) >= from_us && !self.is_ahead(record))
     }
 
     fn count_event(&mut self, event: &Event<'_>, record: &SourceRecord<'_>) -> Taken {
@@ -201,9 +221,7 @@ impl Partition {
 
     /// Log time is the largest record time so far, so that it never runs backwards.
     fn see_time(&mut self, record: &SourceRecord<'_>) {
-        self.log_time_us = self
-            .log_time_us
-            .max(record.timestamp_ms.saturating_mul(1000));
+        self.log_time_us = self.log_time_us.max(time_us(record));
     }
 
     pub(super) fn on_end(&mut self, ticket: Ticket, offset: i64, now_ms: u64) {
@@ -257,6 +275,10 @@ impl Partition {
         effects.push(Effect::Problem(Problem::SourceTruncated { from, to: low }));
         self.seek(low, effects);
     }
+}
+
+fn time_us(record: &SourceRecord<'_>) -> i64 {
+    record.timestamp_ms.saturating_mul(1000)
 }
 
 #[cold]

@@ -13,6 +13,7 @@
 mod checkpoint;
 mod confirm;
 mod fold;
+mod history;
 mod intake;
 mod messages;
 mod recovery;
@@ -22,6 +23,7 @@ use std::sync::Arc;
 use streamgauge_chain::{Outcomes, TraceBytes};
 
 pub use checkpoint::Checkpoint;
+pub use history::{Base, Place};
 pub use messages::{
     Effect, Input, Problem, Progress, Report, SourceRecord, StateName, Taken, Ticket,
 };
@@ -29,7 +31,7 @@ pub use messages::{
 use self::{confirm::InFlight, fold::Fold};
 use super::{
     aggregate::Aggregator,
-    dedupe::{Dedupe, Identifier},
+    dedupe::{Dedupe, Horizon, Identifier},
     series::Plan,
     validate::Limits,
 };
@@ -53,7 +55,7 @@ pub struct Settings {
     pub commit_interval_ms: u64,
     /// The first and the longest wait before the log is asked or written again.
     pub retry_ms: (u64, u64),
-    /// A record whose time is further ahead of the clock moves no log time and is not counted.
+    /// A record that would move log time further ahead of the clock does not, and is not counted.
     pub log_time_ahead_us_max: i64,
     /// Older events are late.
     pub accepted_age_us: i64,
@@ -100,6 +102,10 @@ struct Open {
     first_at_ms: Option<u64>,
     /// Log time of its first record.
     first_log_us: Option<i64>,
+    /// The least time of a record that was refused because it ran ahead.
+    refused_from_us: Option<i64>,
+    /// It takes no more, so that it ends with a log time before that.
+    sealed: bool,
     /// Dead letters that are not acknowledged; the batch that counts them must wait.
     unacknowledged: u64,
 }
@@ -129,6 +135,8 @@ pub struct Partition {
     event_time_us: i64,
     /// The wall clock, as far as the owner was told; without one nothing is ahead of it.
     clock_us: i64,
+    /// What a replay was told of the log time behind the records that come next.
+    log_time_was_us: Option<i64>,
     committed: Option<i64>,
     commit_at_ms: u64,
     retry_ms: u64,
@@ -147,7 +155,7 @@ impl Partition {
             last_ticket: Ticket::default(),
             incarnation: 0,
             draining: false,
-            fold: Fold::default(),
+            fold: Fold::new(Horizon::new(settings.dedupe_horizon_us)),
             dedupe: Dedupe::new(settings.dedupe_horizon_us, settings.dedupe_ids_max),
             identifier: Identifier::default(),
             open: Open {
@@ -157,6 +165,8 @@ impl Partition {
                 traces: Vec::new(),
                 first_at_ms: None,
                 first_log_us: None,
+                refused_from_us: None,
+                sealed: false,
                 unacknowledged: 0,
             },
             letters_bytes: 0,
@@ -165,6 +175,7 @@ impl Partition {
             log_time_us: 0,
             event_time_us: 0,
             clock_us: i64::MAX,
+            log_time_was_us: None,
             committed: None,
             commit_at_ms: 0,
             retry_ms: settings.retry_ms.0,
@@ -176,6 +187,15 @@ impl Partition {
     /// was judged lies on the chain, so that a replay needs no clock.
     pub fn see_clock(&mut self, now_us: i64) {
         self.clock_us = now_us;
+    }
+
+    /// Tells a replay of the log time with which the batch ended that covers the records that come next: what lies ahead
+    /// of it was refused. `None` when nothing tells; then the time of every record is believed.
+    pub fn see_log_time_was(&mut self, log_time_us: Option<i64>) {
+        self.log_time_was_us = log_time_us;
+        self.clock_us = log_time_us.map_or(i64::MAX, |log_time_us| {
+            log_time_us.saturating_sub(self.settings.log_time_ahead_us_max)
+        });
     }
 
     /// Takes an input other than a record. `now_ms` is a clock that never runs backwards.
@@ -374,6 +394,8 @@ impl Open {
         self.traces.clear();
         self.first_at_ms = None;
         self.first_log_us = None;
+        self.refused_from_us = None;
+        self.sealed = false;
         self.unacknowledged = 0;
     }
 }

@@ -50,18 +50,21 @@ impl Partition {
                 (self.fold.truncated, self.fold.resumed) = (true, false);
             }
             self.fold.next = low;
+            self.fold.forget_past();
             effects.push(Effect::Problem(Problem::ChainTruncated {
                 wanted,
                 low,
                 high,
             }));
         }
-        if self.fold.next == high {
+        self.fold.see_low(low);
+        let from = self.fold.due();
+        if from == high {
             self.chain_read(now_ms, effects);
         } else {
             effects.push(Effect::ReadChain {
                 ticket,
-                from: self.fold.next,
+                from,
                 to: high,
             });
         }
@@ -95,7 +98,7 @@ impl Partition {
         if !resolving && !recovering {
             return;
         }
-        let expected = self.fold.next;
+        let expected = self.fold.due();
         if expected < next && !self.fold.doubtful && !self.fold.truncated && self.fold.doubts() {
             effects.push(Effect::Problem(Problem::ChainIncomplete { expected }));
         }
@@ -104,7 +107,7 @@ impl Partition {
             effects.push(Effect::AskChain { ticket });
             return;
         }
-        self.fold.next = expected.max(next);
+        self.fold.read_to(next);
         if resolving {
             self.on_resolved(now_ms, effects);
         } else {
@@ -172,7 +175,9 @@ impl Partition {
             self.position = head;
             self.skip_hole(low, now_ms, effects);
         } else {
-            let mut start = offset.unwrap_or(head);
+            // A record that was refused for its time may lie far before the horizon, and the source names its offset.
+            let known = self.fold.history.horizon_offset(self.fold.log_time_us);
+            let mut start = offset.unwrap_or(head).max(known.unwrap_or(0));
             if let Some(from) = self.fold.reused_from.filter(|from| *from < head) {
                 let from = from.max(low);
                 effects.push(Effect::Problem(Problem::OffsetsReused { from, to: head }));

@@ -9,6 +9,7 @@ use crate::core::{reject::Reason, series::SeriesConfig};
 
 mod letters;
 mod recovery;
+mod refusals;
 
 const DAY_MS: i64 = 86_400_000;
 const NOW_MS: i64 = 1_700_000_000_000;
