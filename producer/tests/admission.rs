@@ -158,6 +158,60 @@ async fn allowances_are_told_and_what_is_told_holds() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_batch_that_finds_an_empty_allowance_is_told_when_one_event_passes_and_then_when_all_do()
+{
+    const UNREAD: &str = "was not read";
+    let dir = TempDir::new().unwrap();
+    let broker = broker(&dir).await;
+    let mut config = config(&broker.bootstrap());
+    (config.rate_limit.per_second, config.rate_limit.burst) = (1, 60);
+    let producer = Producer::start(config).await;
+    let post = async |count| producer.post("/v1/events", events(count)).await;
+    assert_eq!(post(60).await.status, 200);
+
+    // A second may pass at any point, and a little comes in with it.
+    let refused = async || loop {
+        while post(1).await.status == 200 {}
+        let answer = post(60).await;
+        if answer.text.contains(UNREAD) {
+            return answer;
+        }
+    };
+    let unread = refused().await;
+    assert_eq!(
+        (unread.status, unread.header("retry-after")),
+        (429, Some("1"))
+    );
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    let read = post(60).await;
+    assert_eq!(read.status, 429, "{}", read.text);
+    assert!(!read.text.contains(UNREAD), "{}", read.text);
+    let wait_ms = read.json()["error"]["retry_after_ms"].as_u64().unwrap();
+    assert!((40_000..=59_000).contains(&wait_ms), "{wait_ms}");
+
+    let mut calls = SubmissionClient::new(producer.channel().await);
+    let batch = || SubmitBatchRequest {
+        events: (0..60).map(|_| message("u")).collect(),
+        ..SubmitBatchRequest::default()
+    };
+    let mut call = async || calls.submit_batch(batch()).await.unwrap_err();
+    let unread = loop {
+        while post(1).await.status == 200 {}
+        let status = call().await;
+        if status.message().contains(UNREAD) {
+            break status;
+        }
+    };
+    assert_eq!(unread.code(), Code::ResourceExhausted);
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    let read = call().await;
+    assert_eq!(read.code(), Code::ResourceExhausted);
+    assert!(!read.message().contains(UNREAD), "{read:?}");
+    producer.ledger();
+    producer.stop().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn limits_change_while_the_service_runs() {
     let dir = TempDir::new().unwrap();
     let broker = broker(&dir).await;

@@ -25,7 +25,8 @@ const TOLD_MAX: usize = 1_000;
 ///
 /// Each is marked as it goes, so that a second replay passes it over. An edited event is keyed by
 /// its user_id. An event keeps its event_id: what was counted within the dedupe horizon already
-/// ends as a duplicate.
+/// ends as a duplicate. --again refuses those whose earlier replay lies further back, for nothing
+/// would know them; --count-twice replays them all the same.
 #[derive(Clone, Debug, Args)]
 #[command(after_long_help = "\
 Examples:
@@ -58,6 +59,9 @@ pub struct ReplayArgs {
     /// Also those that were replayed or dropped, or whose replay is unfinished
     #[arg(long)]
     again: bool,
+    /// With --again, also those whose earlier replay lies so far back that they would count a second time
+    #[arg(long, requires = "again")]
+    count_twice: bool,
     /// How many at most [default: the consumer's desk.run_letters_max]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     limit: Option<u32>,
@@ -104,6 +108,7 @@ impl ReplayArgs {
             assign_ids: self.assign_ids,
             dry_run: self.dry_run,
             again: self.again,
+            count_twice: self.count_twice,
             limit: self.limit.unwrap_or_default(),
             per_second: self.rate.unwrap_or_default(),
         })

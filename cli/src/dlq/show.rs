@@ -26,7 +26,11 @@ use crate::{
 Examples:
   streamgauge dlq show 0/1234
   streamgauge dlq show analytics-events/0/1234 analytics-events/7/55 --json
-  streamgauge dlq show --reason undecodable --limit 3")]
+  streamgauge dlq show 0/1234 --from now-1h
+  streamgauge dlq show --reason undecodable --limit 3
+
+With ids, what else is given must hold of each. --from bounds how much of the dead-letter topic is read:
+where there is more of it than the consumer's desk.scan_records_max, say from when on it was refused.")]
 pub struct ShowArgs {
     /// These, as `list` shows them: TOPIC/PARTITION/OFFSET, or PARTITION/OFFSET of the events' topic
     #[arg(value_name = "ID", value_parser = id)]
@@ -44,20 +48,16 @@ pub async fn run(
     desk: &mut Desk,
     output: &mut Output,
 ) -> Result<Exit, CliError> {
-    if !args.ids.is_empty() && filter != DeadLetterFilter::default() {
-        return Err(CliError::usage(
-            "name dead letters or filter them, not both",
-        ));
-    }
     let letters = if args.ids.is_empty() {
         pages(desk, filter, args.limit, true).await?.letters
     } else {
         let mut letters = Vec::with_capacity(args.ids.len());
         for id in args.ids.clone() {
-            let answer = desk
-                .calls
-                .show(ShowDeadLetterRequest { id: Some(id) })
-                .await;
+            let request = ShowDeadLetterRequest {
+                id: Some(id),
+                filter: Some(filter.clone()),
+            };
+            let answer = desk.calls.show(request).await;
             letters.push(answer.map_err(|status| desk.refused(status))?.into_inner());
         }
         letters

@@ -33,7 +33,7 @@ impl DeadLetters for Desk {
         &self,
         request: Request<ShowDeadLetterRequest>,
     ) -> Result<Response<DeadLetter>, Status> {
-        let found = Desk::show(self, request.into_inner().id).await;
+        let found = Desk::show(self, request.into_inner()).await;
         found.map(Response::new).map_err(refused)
     }
 

@@ -57,19 +57,16 @@ async fn show(
         let message = "a dead letter is named by its partition and its offset, both numbers";
         return refuse(&Problem::new(ErrorCode::InvalidValue, message));
     };
-    let mut topic = String::new();
-    for (name, value) in pairs {
-        if name != "topic" {
-            return refuse(&unknown(&name));
-        }
-        topic = value;
-    }
     let id = v1::DeadLetterId {
-        topic,
+        topic: String::new(),
         partition,
         offset,
     };
-    match desk.show(Some(id)).await {
+    let request = match show_request(id, pairs) {
+        Ok(request) => request,
+        Err(problem) => return refuse(&problem),
+    };
+    match desk.show(request).await {
         Ok(found) => Json(view::json(&found)).into_response(),
         Err(error) => refused(error),
     }
@@ -129,34 +126,59 @@ fn unknown(name: &str) -> Problem {
     .field(name)
 }
 
-/// A name that stands several times, or whose value has commas, names several.
 fn list_request(pairs: Vec<(String, String)>) -> Result<v1::ListDeadLettersRequest, Problem> {
     let mut request = v1::ListDeadLettersRequest::default();
     let mut filter = v1::DeadLetterFilter::default();
     for (name, value) in pairs {
-        let several = || value.split(',').map(str::to_owned);
         match name.as_str() {
-            "reason" => filter.reasons.extend(several()),
-            "state" => filter.states.extend(several()),
-            "topic" => filter.topic = value,
-            "partition" => {
-                for one in several() {
-                    filter.partitions.push(number(&name, &one)?);
-                }
-            }
-            "from_offset" => filter.from_offset = Some(number(&name, &value)?),
-            "to_offset" => filter.to_offset = Some(number(&name, &value)?),
-            "from" => filter.from_us = Some(time(&name, &value)?),
-            "to" => filter.to_us = Some(time(&name, &value)?),
-            "event_type" => filter.event_types.push(value),
             "limit" => request.limit = number(&name, &value)?,
             "page" => request.page = value,
             "full" => request.full = number(&name, &value)?,
-            _ => return Err(unknown(&name)),
+            _ => narrow(&mut filter, &name, value)?,
         }
     }
     request.filter = Some(filter);
     Ok(request)
+}
+
+/// What holds of one that is named by its place as well; `topic` is part of the name.
+fn show_request(
+    mut id: v1::DeadLetterId,
+    pairs: Vec<(String, String)>,
+) -> Result<v1::ShowDeadLetterRequest, Problem> {
+    let mut filter = v1::DeadLetterFilter::default();
+    for (name, value) in pairs {
+        match name.as_str() {
+            "topic" => id.topic = value,
+            _ => narrow(&mut filter, &name, value)?,
+        }
+    }
+    Ok(v1::ShowDeadLetterRequest {
+        id: Some(id),
+        filter: Some(filter),
+    })
+}
+
+/// A name that stands several times, or whose value has commas, names several.
+fn narrow(filter: &mut v1::DeadLetterFilter, name: &str, value: String) -> Result<(), Problem> {
+    let several = || value.split(',').map(str::to_owned);
+    match name {
+        "reason" => filter.reasons.extend(several()),
+        "state" => filter.states.extend(several()),
+        "topic" => filter.topic = value,
+        "partition" => {
+            for one in several() {
+                filter.partitions.push(number(name, &one)?);
+            }
+        }
+        "from_offset" => filter.from_offset = Some(number(name, &value)?),
+        "to_offset" => filter.to_offset = Some(number(name, &value)?),
+        "from" => filter.from_us = Some(time(name, &value)?),
+        "to" => filter.to_us = Some(time(name, &value)?),
+        "event_type" => filter.event_types.push(value),
+        _ => return Err(unknown(name)),
+    }
+    Ok(())
 }
 
 fn number<T: std::str::FromStr>(name: &str, text: &str) -> Result<T, Problem> {

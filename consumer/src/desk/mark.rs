@@ -101,21 +101,51 @@ impl Mark {
 }
 
 /// The state that marks add up to, whatever the order in which they are read.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Standing {
     /// When the mark that holds was written; 0 without one.
     pub time_us: i64,
     /// What it says.
     pub state: State,
+    /// When a replay first began, and when one first was at its end.
+    first_unfinished_us: i64,
+    first_replayed_us: i64,
+}
+
+/// The time of a mark that is not there.
+const NEVER: i64 = i64::MAX;
+
+impl Default for Standing {
+    fn default() -> Self {
+        Self {
+            time_us: 0,
+            state: State::Open,
+            first_unfinished_us: NEVER,
+            first_replayed_us: NEVER,
+        }
+    }
 }
 
 impl Standing {
     /// Takes a mark in.
     pub fn take(&mut self, mark: &Mark) {
-        *self = (*self).max(Self {
-            time_us: mark.time_us,
-            state: mark.state,
-        });
+        (self.time_us, self.state) = (self.time_us, self.state).max((mark.time_us, mark.state));
+        let first = match mark.state {
+            State::Unfinished => &mut self.first_unfinished_us,
+            State::Replayed => &mut self.first_replayed_us,
+            State::Open | State::Dropped => return,
+        };
+        *first = mark.time_us.min(*first);
+    }
+
+    /// Since when its record may lie in the source again: that of the first replay, for a later one ends as a duplicate
+    /// of it, or counts by itself. An open one was surely not written by the replay that it was left open by.
+    pub fn begun_us(&self) -> Option<i64> {
+        let first = match self.state {
+            State::Open => self.first_replayed_us,
+            _ => self.first_replayed_us.min(self.first_unfinished_us),
+        };
+        (first != NEVER).then_some(first)
     }
 }
 
@@ -165,6 +195,29 @@ mod tests {
             standing.take(&mark(state, time_us));
             assert_eq!(standing.state, expected);
         }
+    }
+
+    #[test]
+    fn what_may_lie_in_the_source_is_known_from_its_first_replay_on() {
+        let begun = |marks: &[(State, i64)]| {
+            let mut standing = Standing::default();
+            for (state, time_us) in marks {
+                standing.take(&mark(*state, *time_us));
+            }
+            standing.begun_us()
+        };
+        let (open, unfinished) = (State::Open, State::Unfinished);
+        let (replayed, dropped) = (State::Replayed, State::Dropped);
+        assert_eq!(begun(&[]), None);
+        assert_eq!(begun(&[(dropped, 5)]), None);
+        assert_eq!(begun(&[(unfinished, 5)]), Some(5));
+        assert_eq!(begun(&[(unfinished, 5), (open, 6)]), None, "not written");
+        let twice = [(unfinished, 5), (replayed, 6), (unfinished, 90)];
+        assert_eq!(begun(&twice), Some(5));
+        let laid_aside = [(unfinished, 5), (replayed, 6), (dropped, 9)];
+        assert_eq!(begun(&laid_aside), Some(5), "it was written before");
+        let open_again = [(unfinished, 5), (replayed, 6), (unfinished, 9), (open, 10)];
+        assert_eq!(begun(&open_again), Some(6));
     }
 
     proptest! {

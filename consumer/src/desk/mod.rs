@@ -139,14 +139,18 @@ impl Desk {
     ///
     /// # Errors
     /// When there is no such dead letter, too much to read, or the log does not answer.
-    pub async fn show(&self, id: Option<v1::DeadLetterId>) -> Result<v1::DeadLetter, DeskError> {
-        let id = id.ok_or_else(|| {
+    pub async fn show(
+        &self,
+        request: v1::ShowDeadLetterRequest,
+    ) -> Result<v1::DeadLetter, DeskError> {
+        let filter = Filter::read(&request.filter.unwrap_or_default())?;
+        let id = request.id.ok_or_else(|| {
             Problem::new(ErrorCode::MissingField, "name the dead letter").field("id")
         })?;
         let id = self.id(id);
         let _look = self.look()?;
         let (scanner, _) = self.clients().await?;
-        let found = scanner.find(Filter::default().only([id.clone()])).await?;
+        let found = scanner.find(filter.only([id.clone()])).await?;
         let stored = scanner.stored(&found.selected).await?.into_iter().next();
         match (found.selected.first(), stored.flatten()) {
             (Some(one), Some(stored)) => {
@@ -176,6 +180,11 @@ impl Desk {
         let edit = Edit::read(&request)
             .map_err(|error| Problem::new(ErrorCode::InvalidValue, error.to_string()))?;
         let passed_over = |state| state != State::Open;
+        let known_us = known_us(self.inner.config.dedupe.horizon_ms);
+        let action = Action::Replay {
+            edit,
+            known_us: (!request.count_twice).then_some(known_us),
+        };
         let wanted = Asked {
             selection: request.selection.unwrap_or_default(),
             again: request.again,
@@ -183,7 +192,7 @@ impl Desk {
             dry_run: request.dry_run,
             per_second: request.per_second,
         };
-        self.start(wanted, Action::Replay(edit), passed_over).await
+        self.start(wanted, action, passed_over).await
     }
 
     /// Starts a drop; as [`Desk::replay`].
@@ -357,8 +366,15 @@ struct Asked {
     per_second: u32,
 }
 
+/// How long after a record was written dedupe surely knows the next one by it. A quarter of the horizon is kept for clocks
+/// that differ, since the horizon is one of log time, and for the way to the log.
+fn known_us(horizon_ms: u64) -> i64 {
+    let known_us = (horizon_ms - horizon_ms / 4).saturating_mul(1_000);
+    i64::try_from(known_us).unwrap_or(i64::MAX)
+}
+
 fn missing(id: &LetterId) -> Problem {
-    let message = format!("there is no dead letter of {id}");
+    let message = format!("there is no dead letter of {id}, or none that the filter finds");
     Problem::new(ErrorCode::NotFound, message)
 }
 

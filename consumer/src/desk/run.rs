@@ -29,8 +29,14 @@ use crate::{metrics::ConsumerMetrics, provenance::Replay};
 /// What is done to each.
 #[derive(Clone, Debug)]
 pub enum Action {
-    /// Written to the source topic again, mended.
-    Replay(Edit),
+    /// Written to the source topic again.
+    Replay {
+        /// How it is mended.
+        edit: Edit,
+        /// How long dedupe surely knows a record, in microseconds. One whose earlier replay lies further back is refused;
+        /// without it none is.
+        known_us: Option<i64>,
+    },
     /// Laid aside.
     Drop,
 }
@@ -149,7 +155,7 @@ impl Run {
 
     const fn verb(&self) -> &'static str {
         match self.action {
-            Action::Replay(_) => "replayed",
+            Action::Replay { .. } => "replayed",
             Action::Drop => "dropped",
         }
     }
@@ -178,7 +184,7 @@ impl Run {
         &self,
         step: &[Selected],
     ) -> Result<Vec<v1::DeadLetterOutcome>, streamgauge_kafka::KafkaError> {
-        let Action::Replay(edit) = &self.action else {
+        let Action::Replay { edit, known_us } = &self.action else {
             let letters: Vec<&Selected> = step.iter().collect();
             let marked = match self.dry_run {
                 true => vec![Ok(()); letters.len()],
@@ -193,7 +199,11 @@ impl Run {
         let mut outcomes = Vec::with_capacity(step.len());
         let mut ready = Vec::new();
         for (one, stored) in step.iter().zip(stored) {
-            match self.outgoing(stored, edit) {
+            let outgoing = match known_us.and_then(|known_us| self.unknown(one, known_us)) {
+                None => self.outgoing(stored, edit),
+                Some(why) => Err(why),
+            };
+            match outgoing {
                 Ok(outgoing) => ready.push((one, outgoing)),
                 Err(why) => outcomes.push(refused(one, why)),
             }
@@ -207,6 +217,19 @@ impl Run {
             outcomes.extend(self.replay(ready, edit.text()).await);
         }
         Ok(outcomes)
+    }
+
+    /// Why nothing would know the record by the one that an earlier replay wrote, or may have written. Asked when it is
+    /// about to be written: a slow replay may take longer than the horizon.
+    fn unknown(&self, one: &Selected, known_us: i64) -> Option<String> {
+        let since_us = one.standing.begun_us()?;
+        let ago_us = self.clock.now_us().saturating_sub(since_us);
+        (ago_us > known_us).then(|| {
+            let (ago_s, known_s) = (ago_us / 1_000_000, known_us / 1_000_000);
+            format!(
+                "a replay of it began {ago_s} s ago, and dedupe surely knows a record for {known_s} s only: if that one reached the source, it would count a second time; look for it first, and ask for count_twice (--count-twice) if it is to be counted all the same"
+            )
+        })
     }
 
     /// The record as it goes to the source, or why it does not.

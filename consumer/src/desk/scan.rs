@@ -126,8 +126,8 @@ fn runs(mut offsets: Vec<i64>) -> Vec<(i64, i64)> {
 
 fn too_much(records: u64, max: u64) -> Problem {
     let message = format!(
-        "the dead-letter topic holds {records} records to be read for this, and at most {max} are read at once: ask for \
-         what was refused from a later time on, or raise desk.scan_records_max"
+        "the dead-letter topic holds {records} records to be read for this, and at most {max} are read at once: say \
+         from when on it was refused (`from`, with ids as well), or raise desk.scan_records_max"
     );
     Problem::new(ErrorCode::InvalidValue, message).field("from")
 }

@@ -4,9 +4,11 @@ use prost::Message;
 use serde_json::{Value, json};
 use streamgauge_consumer::{dead_letter as headers, provenance::Replay};
 use streamgauge_kafka::Record;
+use streamgauge_lifecycle::{Clock, SystemClock};
 use streamgauge_proto::v1::{
-    DeadLetterFilter, DeadLetterProgress, DeadLetterSelection, DropDeadLettersRequest, Event,
-    ListDeadLettersRequest, ReplayDeadLettersRequest, dead_letters_client::DeadLettersClient,
+    DeadLetterFilter, DeadLetterId, DeadLetterProgress, DeadLetterSelection,
+    DropDeadLettersRequest, Event, ListDeadLettersRequest, ReplayDeadLettersRequest,
+    ShowDeadLetterRequest, dead_letters_client::DeadLettersClient,
 };
 use tonic::{Code, Streaming, transport::Channel};
 
@@ -212,6 +214,13 @@ async fn an_unfinished_replay_is_passed_over_and_counts_once_when_insisted_on() 
     );
     let mut again = body;
     again["again"] = json!(true);
+    // That replay began long ago: dedupe might not know its record any more.
+    let (status, text) = send(&consumer, "replay", again.clone()).await;
+    assert_eq!(status, 200, "{text}");
+    assert!(text.contains("it would count a second time"), "{text}");
+    let refused: Value = serde_json::from_str(text.lines().last().unwrap()).unwrap();
+    assert_eq!(counts(&refused), [0, 1, 0, 0], "{text}");
+    again["count_twice"] = json!(true);
     // Acknowledgements that are lost on the way do not make two of one.
     log.broker().faults().drop_acknowledgements(3);
     assert_eq!(counts(&run(&consumer, "replay", again).await), [1, 0, 0, 0]);
@@ -383,11 +392,43 @@ async fn calls_are_bounded_and_say_what_is_wrong() {
         assert_eq!(status, 400, "{text}");
         assert!(text.contains(part), "{text}");
     }
-    poison(&log, &typeless(9)).await;
+    let from_us = SystemClock.now_us();
+    let (partition, offset) = poison(&log, &typeless(9)).await;
     log.covered(5).await;
-    let (status, text) = consumer.get("/v1/dead-letters").await;
-    assert_eq!(status, 400, "{text}");
-    assert!(text.contains("desk.scan_records_max"), "{text}");
+    let one = format!("/v1/dead-letters/{partition}/{offset}");
+    for path in ["/v1/dead-letters", &one] {
+        let (status, text) = consumer.get(path).await;
+        assert_eq!(status, 400, "{text}");
+        assert!(text.contains("desk.scan_records_max"), "{text}");
+    }
+    // One that is named is found with a time from which on it was refused, at both doors.
+    let shown = get(&consumer, &format!("{one}?from={from_us}")).await;
+    assert_eq!(shown["id"]["offset"], offset, "{shown}");
+    let id = DeadLetterId {
+        partition,
+        offset,
+        ..DeadLetterId::default()
+    };
+    let since = |from_us| ShowDeadLetterRequest {
+        id: Some(id.clone()),
+        filter: Some(DeadLetterFilter {
+            from_us: Some(from_us),
+            ..DeadLetterFilter::default()
+        }),
+    };
+    let shown = desk.show(since(from_us)).await.unwrap().into_inner();
+    assert_eq!(shown.id.map(|id| id.offset), Some(offset));
+    let later = desk.show(since(from_us + 3_600_000_000)).await;
+    assert_eq!(
+        later.err().map(|status| status.code()),
+        Some(Code::NotFound)
+    );
+    let named = json!({ "ids": [{ "partition": partition, "offset": offset }], "filter": { "from_us": from_us } });
+    let planned = json!({ "selection": named, "dry_run": true });
+    assert_eq!(
+        counts(&run(&consumer, "replay", planned).await),
+        [1, 0, 0, 0]
+    );
     // From a later time on there is little to read.
     assert_eq!(
         get(&consumer, "/v1/dead-letters?from=2999-01-01T00:00:00Z").await["matched"],

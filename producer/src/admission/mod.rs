@@ -138,11 +138,12 @@ impl Admission {
     }
 
     /// Refuses a client whose allowance is used up, and anybody while there is no room, before the request is read.
-    /// Nothing is taken for it.
+    /// Nothing is taken for it. How many events it holds is not known then: the client is told when one would pass, and
+    /// when all do once it comes back and is read.
     pub fn may_read(&self, client: &Client) -> Result<(), Problem> {
         if let Some((scope, wait)) = self.rates.exhausted(client) {
             self.counts.limited(LimitScope::Client(scope));
-            let message = "the allowance is used up; retry later";
+            let message = "the allowance is used up, and the request was not read; one event passes at the time that is told, a batch may be asked to wait again";
             return Err(Problem::new(ErrorCode::RateLimited, message).retry_after(wait));
         }
         self.shedding
