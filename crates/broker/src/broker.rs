@@ -203,8 +203,11 @@ pub struct Left {
 impl Left {
     /// What is to be told, thing by thing; nothing when all was done.
     pub fn told(&self) -> Vec<String> {
-        let connections =
-            (self.connections > 0).then(|| format!("{} connections to the log", self.connections));
+        let connections = match self.connections {
+            0 => None,
+            1 => Some(String::from("1 connection to the log")),
+            many => Some(format!("{many} connections to the log")),
+        };
         let logs = self.logs_open.then(|| String::from("files of the log"));
         connections.into_iter().chain(logs).collect()
     }
