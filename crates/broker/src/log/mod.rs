@@ -11,6 +11,7 @@ pub mod batch;
 mod damage;
 pub mod index;
 pub mod producers;
+pub mod records;
 pub mod recovery;
 pub mod retention;
 pub mod segment;
