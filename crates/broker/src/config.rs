@@ -64,6 +64,8 @@ pub struct BrokerConfig {
     pub frame_read_timeout_ms: u64,
     /// Largest record batch accepted, compressed as it arrives.
     pub max_message_bytes: usize,
+    /// What the records of one batch may swell to when they are decompressed.
+    pub max_decompressed_bytes: usize,
     /// Largest fetch response, whatever the client allows.
     pub fetch_max_bytes: usize,
     /// Sum of the records read for fetch responses that are not yet sent. Beyond
@@ -132,6 +134,7 @@ impl Default for BrokerConfig {
             max_inflight_request_bytes: 256 * 1024 * 1024,
             frame_read_timeout_ms: 30_000,
             max_message_bytes: 1024 * 1024 + 12,
+            max_decompressed_bytes: 16 * 1024 * 1024,
             fetch_max_bytes: 55 * 1024 * 1024,
             max_inflight_fetch_bytes: 256 * 1024 * 1024,
             fetch_wait_ms_max: 60_000,
@@ -165,7 +168,7 @@ const GROUP_METADATA_BYTES_MIN: usize = 1_024;
 impl BrokerConfig {
     /// Checks every bound that another part relies on.
     pub fn validate(&self) -> Result<(), BrokerError> {
-        let checks: [(&'static str, bool, &str); 17] = [
+        let checks: [(&'static str, bool, &str); 18] = [
             ("worker_threads", self.worker_threads >= 1, "at least 1"),
             (
                 "fsync_interval_ms",
@@ -193,6 +196,12 @@ impl BrokerConfig {
                 self.max_message_bytes >= MESSAGE_BYTES_MIN
                     && self.max_message_bytes <= self.max_request_bytes,
                 "1 KiB to max_request_bytes",
+            ),
+            (
+                "max_decompressed_bytes",
+                self.max_decompressed_bytes >= self.max_message_bytes
+                    && self.max_decompressed_bytes <= 1024 * 1024 * 1024,
+                "max_message_bytes to 1 GiB",
             ),
             (
                 "max_request_bytes",

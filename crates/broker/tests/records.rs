@@ -6,6 +6,10 @@ mod support;
 
 use std::time::Duration;
 
+use kafka_protocol::ResponseError;
+use kafka_protocol::messages::produce_request::{PartitionProduceData, TopicProduceData};
+use kafka_protocol::messages::{ProduceRequest, TopicName};
+use kafka_protocol::protocol::StrBytes;
 use rdkafka::Message;
 use rdkafka::admin::{AdminClient, AdminOptions, NewTopic, TopicReplication};
 use rdkafka::client::DefaultClientContext;
@@ -296,5 +300,67 @@ async fn transactions_are_refused_for_good() {
         producer.init_transactions(LIMIT).unwrap_err();
     })
     .await;
+    stop(broker).await;
+}
+
+/// A batch of one record with this body, as a client would send it that does not know what it does.
+fn made(codec: u8, body: &[u8]) -> bytes::Bytes {
+    let mut tail = vec![0, codec];
+    tail.extend(0i32.to_be_bytes());
+    tail.extend(1_000i64.to_be_bytes());
+    tail.extend(1_000i64.to_be_bytes());
+    tail.extend((-1i64).to_be_bytes());
+    tail.extend((-1i16).to_be_bytes());
+    tail.extend((-1i32).to_be_bytes());
+    tail.extend(1i32.to_be_bytes());
+    tail.extend(body);
+    let mut batch = 0i64.to_be_bytes().to_vec();
+    batch.extend((tail.len() as i32 + 9).to_be_bytes());
+    batch.extend((-1i32).to_be_bytes());
+    batch.push(2);
+    batch.extend(crc32c::crc32c(&tail).to_be_bytes());
+    batch.extend(tail);
+    batch.into()
+}
+
+#[tokio::test]
+async fn a_batch_that_no_reader_could_read_is_refused_and_holds_up_nobody() {
+    let dir = tempfile::tempdir().unwrap();
+    let broker = start(dir.path()).await;
+    broker.create_topic("events", 1).await.unwrap();
+    // A record of no key, the value `x` and no headers.
+    let record = [14, 0, 0, 0, 1, 2, b'x', 0];
+    let error = |error: ResponseError| error.code();
+    let cases = [
+        (made(3, &record), error(ResponseError::InvalidRecord)),
+        (made(4, b"nothing"), error(ResponseError::InvalidRecord)),
+        (made(0, &record[..5]), error(ResponseError::InvalidRecord)),
+        (
+            made(6, &record),
+            error(ResponseError::UnsupportedCompressionType),
+        ),
+        (made(0, &record), 0),
+    ];
+    let mut client = Raw::connect(&broker).await;
+    for (records, expected) in cases {
+        let data = PartitionProduceData::default().with_records(Some(records));
+        let topic = TopicProduceData::default()
+            .with_name(TopicName(StrBytes::from_static_str("events")))
+            .with_partition_data(vec![data]);
+        let request = ProduceRequest::default()
+            .with_acks(-1)
+            .with_topic_data(vec![topic]);
+        let answer = client.call(9, &request).await;
+        let partition = &answer.responses[0].partition_responses[0];
+        assert_eq!(
+            partition.error_code, expected,
+            "{:?}",
+            partition.error_message
+        );
+    }
+    assert_eq!(broker.stats().batches_refused, 4);
+    let bootstrap = broker.bootstrap();
+    let seen = blocking(move || read_all(&bootstrap, "events", 1)).await;
+    assert_eq!(seen.len(), 1);
     stop(broker).await;
 }

@@ -42,7 +42,12 @@ async fn which_rows_are_served_is_synced_and_nothing_after_it() {
     drop(synced);
     assert_eq!(synchronous(&store.deltas_writer).await, 1);
     assert!(store.lock(1, 60_000).await.expect("asked"));
-    assert!(store.swap(1, Slot::Second, 0, &BTreeMap::new()).await.expect("asked"));
+    assert!(
+        store
+            .swap(1, Slot::Second, 0, &BTreeMap::new())
+            .await
+            .expect("asked")
+    );
     assert_eq!(store.served().await.expect("asked"), Slot::Second);
     assert_eq!(synchronous(&store.deltas_writer).await, 1);
 }

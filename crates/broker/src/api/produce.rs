@@ -17,6 +17,7 @@ use tracing::{debug, warn};
 use super::{Context, disk, text};
 use crate::config::Fsync;
 use crate::log::batch::{self, BatchError};
+use crate::log::records;
 use crate::log::{AppendError, Partition};
 use crate::node::Node;
 use crate::stats::add;
@@ -132,9 +133,13 @@ fn store(
     node: &Node,
     log: &Partition,
     index: i32,
-    records: &Bytes,
+    batch: &Bytes,
 ) -> (PartitionProduceResponse, Option<i64>) {
-    let header = match batch::validate_produced(records, log.settings().max_message_bytes) {
+    let sound = batch::validate_produced(batch, log.settings().max_message_bytes);
+    let sound = sound.and_then(|header| {
+        records::check(&header, batch, node.config.max_decompressed_bytes).map(|()| header)
+    });
+    let header = match sound {
         Ok(header) => header,
         Err(error) => {
             debug!(%error, "refused a batch");
@@ -148,7 +153,7 @@ fn store(
     if node.faults.refuses_appends() {
         return (refused(index, E::KafkaStorageError, None), None);
     }
-    match log.append(header, records) {
+    match log.append(header, batch) {
         Ok(appended) => {
             match appended.duplicate {
                 true => add(&node.counters.batches_duplicate, 1),
@@ -181,11 +186,15 @@ fn store(
 fn code_of(error: BatchError) -> E {
     match error {
         BatchError::Truncated | BatchError::Checksum => E::CorruptMessage,
-        BatchError::TooLarge => E::MessageTooLarge,
+        BatchError::TooLarge | BatchError::Swollen => E::MessageTooLarge,
+        BatchError::Codec(_) => E::UnsupportedCompressionType,
         BatchError::Magic(0..=1) => E::UnsupportedForMessageFormat,
         BatchError::Magic(_) => E::CorruptMessage,
         BatchError::Transactional => E::TransactionalIdAuthorizationFailed,
-        BatchError::Empty
+        // Its checksum is right: the very same bytes would be sent again, so that a client must not try.
+        BatchError::Compression
+        | BatchError::Records
+        | BatchError::Empty
         | BatchError::MoreThanOne
         | BatchError::Counts
         | BatchError::Control

@@ -1,6 +1,6 @@
-//! The header of a record batch (format 2), read in place. Records inside are
-//! never parsed on the way in or out; only a lookup by time looks at them, and
-//! only when they are not compressed.
+//! The header of a record batch (format 2), read in place. The records inside
+//! are checked once, on the way in ([`super::records`]); later only a lookup by
+//! time looks at them, and only when they are not compressed.
 
 use bytes::{Buf, Bytes};
 
@@ -50,6 +50,14 @@ pub enum BatchError {
     Checksum,
     #[error("the batch's record count and offsets disagree")]
     Counts,
+    #[error("compression codec {0} is not known")]
+    Codec(i16),
+    #[error("the batch cannot be decompressed")]
+    Compression,
+    #[error("the batch is larger than max_decompressed_bytes once it is decompressed")]
+    Swollen,
+    #[error("the batch's records cannot be read")]
+    Records,
     #[error("control batches are not accepted from clients")]
     Control,
     #[error("transactions are not supported")]
@@ -93,8 +101,13 @@ impl BatchHeader {
             .saturating_add(1)
     }
 
+    /// 0 for none, 1 gzip, 2 snappy, 3 lz4, 4 zstd.
+    pub fn codec(&self) -> i16 {
+        self.attributes & ATTRIBUTE_CODEC
+    }
+
     pub fn is_compressed(&self) -> bool {
-        self.attributes & ATTRIBUTE_CODEC != 0
+        self.codec() != 0
     }
 
     pub fn is_idempotent(&self) -> bool {

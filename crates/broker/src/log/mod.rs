@@ -12,6 +12,7 @@ mod damage;
 pub mod index;
 mod log_start;
 pub mod producers;
+pub mod records;
 pub mod recovery;
 pub mod retention;
 pub mod segment;
