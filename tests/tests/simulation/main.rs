@@ -135,7 +135,7 @@ fn a_seed_tells_the_same_story_twice() {
 #[test]
 fn the_seeds_cover_the_faults() {
     let mut seen = coverage::Coverage::default();
-    for seed in 0..3_000 {
+    for seed in 0..4_000 {
         let mut world = World::new(WorldConfig::of(seed));
         world.run().expect("the seed holds");
         seen.add(world.coverage());
