@@ -35,6 +35,8 @@ pub async fn run() -> Outcome<Found> {
         "producer.rate_limit.per_second=200",
         "producer.rate_limit.burst=200",
         &format!("each.telemetry.otlp_endpoint={}", traces.endpoint()),
+        // What has waited is counted in few batches; the event that is followed came last.
+        "analytics.apply.spans_max=128",
     ])
     .await;
     let bench = Bench::beside(system).await?;
