@@ -36,7 +36,7 @@ const OUTCOMES: [&str; 5] = ["counted", "duplicate", "late", "dead_lettered", "m
 const NO_RECORD: &str = "no_record";
 
 /// Errors that have series from the start: component and kind.
-const ERRORS: [(&str, &str); 19] = [
+const ERRORS: [(&str, &str); 20] = [
     ("kafka", "topics"),
     ("kafka", "committed"),
     ("kafka", "chain_bounds"),
@@ -56,6 +56,7 @@ const ERRORS: [(&str, &str); 19] = [
     ("chain", "not_a_batch"),
     ("chain", "unbalanced"),
     ("owner", "panicked"),
+    ("group", "absent"),
 ];
 
 #[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]

@@ -21,9 +21,11 @@ const LOOK_MS_MAX: u64 = 3_000;
 const UNSEEN_AFTER: Duration = Duration::from_millis(500);
 
 impl Parts {
+    /// A spool that cannot be written makes the service unready while the log is away, so that no event comes to try
+    /// it with.
     async fn probe_spool(&self) {
         if let Some(spool) = &self.spool {
-            spool.probe().await;
+            spool.spooling.probe().await;
         }
     }
 
@@ -84,12 +86,6 @@ impl SpoolHealth {
             condition,
             clock,
         }
-    }
-
-    /// A spool that cannot be written makes the service unready while the log is away, so that no event comes to try
-    /// it with.
-    async fn probe(&self) {
-        self.spooling.probe().await;
     }
 
     fn update(&self) {

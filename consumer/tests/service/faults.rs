@@ -166,6 +166,8 @@ async fn a_member_that_does_not_find_back_to_its_group_is_given_up_for_a_new_one
     let consumer = Consumer::start(config).await;
     log.produce(&events(0..300)).await;
     log.covered(300).await;
+    // There from the start, so that the first time shows as an increase.
+    assert!(consumer.metric(r#"errors_total{component="group",kind="absent"} 0"#));
     let faults = log.broker().faults();
     faults.refuse_members(true);
     let given_up = |it: &Consumer| {

@@ -9,7 +9,10 @@ use std::{
 
 use serde_json::Value;
 use streamgauge_kafka::{FetchConfig, KafkaConfig, LogReader};
-use streamgauge_tests::process::{Launch, Process, free_port};
+use streamgauge_tests::{
+    exposition,
+    process::{Launch, Process, free_port},
+};
 use tempfile::TempDir;
 use tokio::{process::Command, time::Instant};
 
@@ -341,13 +344,8 @@ impl System {
         let answer = answer.and_then(reqwest::Response::error_for_status);
         let answer = answer.map_err(Failure::http(url.clone()))?;
         let text = answer.text().await.map_err(Failure::http(url))?;
-        let values = text.lines().filter_map(|line| {
-            let rest = line.strip_prefix(name)?;
-            let (found, value) = rest.rsplit_once(' ')?;
-            let wanted = found.is_empty() || found.starts_with('{') && found.contains(labels);
-            wanted.then(|| value.parse::<f64>().ok()).flatten()
-        });
-        Ok(values.sum())
+        exposition::sum(&text, name, labels)
+            .ok_or_else(|| Failure::Unmet(format!("{service} has no {name}{{{labels}}}")))
     }
 
     /// The system's topics.

@@ -14,7 +14,7 @@ use prost::Message;
 use serde_json::{Value, json};
 use streamgauge_kafka::{FetchConfig, LogReader};
 use streamgauge_proto::v1::Event;
-use streamgauge_tests::{oracle::Expected, system::System};
+use streamgauge_tests::{exposition, oracle::Expected, system::System};
 use tokio::time::Instant;
 
 const USERS: usize = 12;
@@ -89,10 +89,7 @@ async fn metric(url: &str, series: &str) -> Option<f64> {
         .text()
         .await
         .ok()?;
-    let line = text
-        .lines()
-        .find_map(|line| line.strip_prefix(series)?.strip_prefix(' '))?;
-    line.split(' ').next()?.parse().ok()
+    exposition::sum(&text, series, "")
 }
 
 async fn until(what: &str, url: &str, series: &str, holds: impl Fn(f64) -> bool) {
