@@ -1,10 +1,14 @@
 //! The judgement at the end of a run: the log, the store and the audit against the oracle.
 
-use std::{collections::BTreeMap, time::Duration};
+use std::{
+    collections::{BTreeMap, HashSet},
+    time::Duration,
+};
 
 use futures::{StreamExt, stream};
 use prost::Message;
 use serde_json::Value;
+use streamgauge_chain::canary;
 use streamgauge_proto::v1;
 use streamgauge_tests::system::number;
 use tokio::time::Instant;
@@ -35,6 +39,8 @@ pub struct Judgement {
     pub double: u64,
     /// What the log holds against what was submitted, all loads together.
     pub log: Findings,
+    /// Events of the canary in the log, however often each stands there.
+    pub canary: u64,
     /// The total of the ledger.
     pub ledger: Value,
     /// What does not hold, in sentences.
@@ -66,16 +72,18 @@ async fn covered(
     for partition in 0..PARTITIONS {
         let marks = reader.watermarks(&system.topics().events, partition).await;
         let marks = marks.map_err(Failure::kafka("the ends of the log"))?;
-        let rows = ledger["partitions"].as_array().into_iter().flatten();
-        let head = rows
-            .filter(|row| row["partition"].as_i64() == Some(i64::from(partition)))
-            .map(|row| number(&row["head"]))
-            .next();
-        if head.unwrap_or(0) != marks.high.max(0).cast_unsigned() {
+        if head(&ledger, partition) != marks.high.max(0).cast_unsigned() {
             return Ok((false, ledger));
         }
     }
     Ok((true, ledger))
+}
+
+/// How far a partition is covered.
+fn head(ledger: &Value, partition: i32) -> u64 {
+    let mut rows = ledger["partitions"].as_array().into_iter().flatten();
+    let row = rows.find(|row| row["partition"].as_i64() == Some(i64::from(partition)));
+    row.map_or(0, |row| number(&row["head"]))
 }
 
 /// Compares everything that is known. `missing` source offsets are lost openly: the ledger must name as many, and the
@@ -85,16 +93,18 @@ pub async fn judge(
     harvests: &[Harvest],
     missing: u64,
 ) -> Result<Judgement, Failure> {
+    let books = drained(system).await?;
     let mut judgement = Judgement {
-        ledger: drained(system).await?["total"].clone(),
+        ledger: books["total"].clone(),
         ..Judgement::default()
     };
     let tallies: Vec<&Tally> = harvests.iter().map(|harvest| &harvest.tally).collect();
     let expected: u64 = tallies.iter().map(|tally| tally.events).sum();
-    judgement.the_log(system, &tallies, missing).await?;
+    judgement.the_log(system, &books, &tallies, missing).await?;
     judgement.the_users(system, &tallies).await?;
     judgement.the_keys(system, &tallies, expected).await?;
-    judgement.the_ledger(expected, missing);
+    let of_canary = judgement.canary;
+    judgement.the_ledger(expected + of_canary, missing);
     judgement.the_audit(system).await?;
     Ok(judgement)
 }
@@ -111,10 +121,12 @@ impl Judgement {
         number(&self.ledger[outcome])
     }
 
-    /// Reads all of the events' topic back.
+    /// Reads the events' topic back, as far as the books go: what the canary had under way when it ended may be
+    /// written behind that.
     async fn the_log(
         &mut self,
         system: &System,
+        books: &Value,
         tallies: &[&Tally],
         missing: u64,
     ) -> Result<(), Failure> {
@@ -122,14 +134,20 @@ impl Judgement {
             .iter()
             .map(|tally| (tally.run.as_str(), LogCheck::default()))
             .collect();
+        let mut of_canary = HashSet::new();
         let (reader, topic) = (system.reader()?, &system.topics().events);
         for partition in 0..PARTITIONS {
             let marks = reader.watermarks(topic, partition).await;
             let marks = marks.map_err(Failure::kafka("the ends of the log"))?;
-            let read = reader.read_range(topic, partition, marks.low, marks.high, |chunk| {
+            let end = head(books, partition).cast_signed();
+            let read = reader.read_range(topic, partition, marks.low, end, |chunk| {
                 for record in chunk.iter() {
                     let event = v1::Event::decode(record.payload.unwrap_or_default());
                     let Ok(event) = event else { continue };
+                    if event.event_type == canary::EVENT_TYPE {
+                        of_canary.insert(event.event_id);
+                        continue;
+                    }
                     let Some((run, key)) = parse_id(&event.event_id) else {
                         continue;
                     };
@@ -142,6 +160,7 @@ impl Judgement {
             });
             read.await.map_err(Failure::kafka("reading the log back"))?;
         }
+        self.canary = of_canary.len() as u64;
         for tally in tallies {
             let found = checks[tally.run.as_str()].findings(&tally.sequences, &tally.attempts);
             self.log.absent += found.absent;
@@ -237,7 +256,7 @@ impl Judgement {
             format!("{found} offsets are counted as missing where {missing} were removed")
         });
         self.require(counted + lost == expected + double, || {
-            format!("the ledger counts {counted}; {expected} were acknowledged, {lost} lost, {double} double")
+            format!("the ledger counts {counted}; {expected} were sent, {lost} lost, {double} double")
         });
         let imbalance = self.ledger["imbalance"].as_i64().unwrap_or(i64::MIN);
         self.require(imbalance == 0, || {

@@ -4,6 +4,7 @@
 //! A run starts a system of its own, puts it under load, strikes it with one fault, waits until the log is covered, and
 //! holds the log, the store and the audit against the oracle. It reaches the system by its public surface alone.
 
+pub mod canary;
 pub mod failure;
 pub mod faults;
 pub mod judge;

@@ -48,6 +48,9 @@ pub struct LoadConfig {
     pub batch: u32,
     /// Events per second, all connections together; 0 for as many as are answered.
     pub rate: u32,
+    /// Whether who is refused keeps the pace all the same, whatever it is told to wait: an open loop, as long as there
+    /// are connections that wait for nothing. Once the load is to end, it does as it is told.
+    pub open: bool,
     /// It ends after so many events at the earliest.
     pub events_min: u64,
     /// How long a client waits for an answer before it submits again.
@@ -67,6 +70,8 @@ pub struct LoadConfig {
 /// What the clients saw.
 #[derive(Clone, Debug, Default)]
 pub struct Seen {
+    /// Requests that were sent before the load was to end.
+    pub offered: u64,
     /// Requests that were answered with 429 or 503.
     pub refused: u64,
     /// Refusals that did not say when to come back.
@@ -79,10 +84,13 @@ pub struct Seen {
     pub server_errors: Vec<(Instant, u16)>,
     /// Time to the answer of each acknowledged request, in microseconds.
     pub latencies_us: Vec<u32>,
+    /// Time to the answer of each refused one, in microseconds.
+    pub refusals_us: Vec<u32>,
 }
 
 impl Seen {
     fn merge(&mut self, other: Self) {
+        self.offered += other.offered;
         self.refused += other.refused;
         self.refused_without_retry_after += other.refused_without_retry_after;
         self.unanswered += other.unanswered;
@@ -91,15 +99,25 @@ impl Seen {
         self.server_errors
             .extend(other.server_errors.into_iter().take(room));
         self.latencies_us.extend(other.latencies_us);
+        self.refusals_us.extend(other.refusals_us);
     }
 
-    /// A percentile of the latencies, in milliseconds; 0 without any.
+    /// A percentile of the time to an acknowledgement, in milliseconds; 0 without any.
     pub fn latency_ms(&self, percent: usize) -> f64 {
-        let mut sorted = self.latencies_us.clone();
-        sorted.sort_unstable();
-        let place = (sorted.len() * percent / 100).min(sorted.len().saturating_sub(1));
-        sorted.get(place).map_or(0.0, |us| f64::from(*us) / 1000.0)
+        percentile_ms(&self.latencies_us, percent)
     }
+
+    /// A percentile of the time to a refusal, in milliseconds; 0 without any.
+    pub fn refusal_ms(&self, percent: usize) -> f64 {
+        percentile_ms(&self.refusals_us, percent)
+    }
+}
+
+fn percentile_ms(times_us: &[u32], percent: usize) -> f64 {
+    let mut sorted = times_us.to_vec();
+    sorted.sort_unstable();
+    let place = (sorted.len() * percent / 100).min(sorted.len().saturating_sub(1));
+    sorted.get(place).map_or(0.0, |us| f64::from(*us) / 1000.0)
 }
 
 /// What came of a load.
@@ -109,8 +127,17 @@ pub struct Harvest {
     pub tally: Tally,
     /// What the clients saw.
     pub seen: Seen,
-    /// How long it took, in seconds.
+    /// How long it took until all was acknowledged, in seconds.
     pub seconds: f64,
+    /// How long it took until it was to end, in seconds.
+    pub offering_seconds: f64,
+}
+
+impl Harvest {
+    /// Requests that were sent each second until the load was to end.
+    pub fn offered_per_second(&self) -> f64 {
+        self.seen.offered as f64 / self.offering_seconds
+    }
 }
 
 /// A load that is under way.
@@ -173,7 +200,10 @@ impl Load {
     /// Lets the load end once it has its least number of events, and waits for that.
     pub async fn finish(mut self) -> Result<Harvest, Failure> {
         self.shared.over.store(true, Ordering::Relaxed);
-        let mut harvest = Harvest::default();
+        let mut harvest = Harvest {
+            offering_seconds: self.begun.elapsed().as_secs_f64(),
+            ..Harvest::default()
+        };
         harvest.tally.run.clone_from(&self.run);
         let mut first_failure = None;
         while let Some(ended) = self.workers.join_next().await {
@@ -221,8 +251,31 @@ enum Attempt {
     Again(Vec<Pending>, Duration),
 }
 
+/// When the next request is due.
+struct Pace {
+    pause: Duration,
+    due: Instant,
+}
+
+impl Pace {
+    /// Of the worker of this number; none for one that goes as fast as it is answered.
+    fn new(number: u32, config: &LoadConfig) -> Option<Self> {
+        let batches = f64::from(config.rate) / f64::from(config.batch);
+        let connections = f64::from(config.connections);
+        let pause = (config.rate > 0).then(|| Duration::from_secs_f64(connections / batches))?;
+        let due = Instant::now() + pause.mul_f64(f64::from(number) / connections);
+        Some(Self { pause, due })
+    }
+
+    async fn wait(&mut self) {
+        tokio::time::sleep_until(self.due).await;
+        self.due = (self.due + self.pause).max(Instant::now());
+    }
+}
+
 struct Worker {
     number: u32,
+    pace: Option<Pace>,
     config: LoadConfig,
     shared: Arc<Shared>,
     client: reqwest::Client,
@@ -245,6 +298,7 @@ impl Worker {
         }
         let client = client.build().map_err(Failure::http("an HTTP client"))?;
         Ok(Self {
+            pace: Pace::new(number, &config),
             number,
             url: format!("{}/v1/events", config.url),
             random: StdRng::seed_from_u64(config.seed ^ (u64::from(number) << 32)),
@@ -258,27 +312,31 @@ impl Worker {
     }
 
     async fn run(mut self) -> Result<(Tally, Seen), Failure> {
-        let pause = (self.config.rate > 0).then(|| {
-            let batches = f64::from(self.config.rate) / f64::from(self.config.batch);
-            Duration::from_secs_f64(f64::from(self.config.connections) / batches)
-        });
-        let mut due = Instant::now();
-        if let Some(pause) = pause {
-            due += pause.mul_f64(f64::from(self.number) / f64::from(self.config.connections));
-        }
         loop {
             let enough = self.shared.claimed.load(Ordering::Relaxed) >= self.config.events_min;
-            if enough && self.shared.over.load(Ordering::Relaxed) {
+            if enough && self.is_over() {
                 return Ok((self.tally, self.seen));
             }
-            if let Some(pause) = pause {
-                tokio::time::sleep_until(due).await;
-                due = (due + pause).max(Instant::now());
+            if let Some(pace) = &mut self.pace {
+                pace.wait().await;
             }
             let size = u64::from(self.config.batch);
             self.shared.claimed.fetch_add(size, Ordering::Relaxed);
             let batch = (0..size).map(|_| self.event()).collect();
             self.submit(batch).await?;
+        }
+    }
+
+    fn is_over(&self) -> bool {
+        self.shared.over.load(Ordering::Relaxed)
+    }
+
+    /// Waits as it was told to, or until the next request is due.
+    async fn come_back(&mut self, told: Duration) {
+        let is_open = self.config.open && !self.is_over();
+        match &mut self.pace {
+            Some(pace) if is_open => pace.wait().await,
+            _ => tokio::time::sleep(told).await,
         }
     }
 
@@ -332,11 +390,11 @@ impl Worker {
                 Attempt::Judged(left) if left.is_empty() => break,
                 Attempt::Judged(left) => {
                     self.seen.retried_events += left.len() as u64;
-                    tokio::time::sleep(RETRY_PAUSE).await;
+                    self.come_back(RETRY_PAUSE).await;
                     left
                 }
                 Attempt::Again(all, pause) => {
-                    tokio::time::sleep(pause.min(RETRY_PAUSE_MAX)).await;
+                    self.come_back(pause.min(RETRY_PAUSE_MAX)).await;
                     all
                 }
             };
@@ -348,6 +406,7 @@ impl Worker {
         let bodies: Vec<&str> = batch.iter().map(|event| event.body.as_str()).collect();
         let body = format!("[{}]", bodies.join(","));
         let begun = Instant::now();
+        self.seen.offered += u64::from(!self.is_over());
         let sent = self.client.post(&self.url).body(body);
         let sent = sent.header("content-type", "application/json").send().await;
         let answer = match sent {
@@ -366,6 +425,7 @@ impl Worker {
         }
         if status == 429 || status == 503 {
             self.seen.refused += 1;
+            self.seen.refusals_us.push(micros(begun));
             self.seen.refused_without_retry_after += u64::from(wait.is_none());
         } else if status != 200 && status < 500 {
             let text = answer.text().await.unwrap_or_default();
@@ -380,7 +440,7 @@ impl Worker {
         };
         match serde_json::from_slice::<Answer>(&text) {
             Ok(answer) => {
-                let took = u32::try_from(begun.elapsed().as_micros()).unwrap_or(u32::MAX);
+                let took = micros(begun);
                 self.judge(batch, &answer, took)
             }
             Err(_) => Ok(Attempt::Again(batch, pause)),
@@ -429,4 +489,8 @@ impl Worker {
         }
         Ok(Attempt::Judged(left))
     }
+}
+
+fn micros(since: Instant) -> u32 {
+    u32::try_from(since.elapsed().as_micros()).unwrap_or(u32::MAX)
 }

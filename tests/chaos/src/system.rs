@@ -156,7 +156,7 @@ impl System {
         }
         self.brokers = local(free_port());
         set(&mut arguments, "broker.listen", self.brokers.clone());
-        // The oracle knows of nobody else's events.
+        // The run has a canary of its own, once the fault has healed.
         set(
             &mut arguments,
             "analytics.canary.enabled",
@@ -320,7 +320,17 @@ impl System {
 
     /// A service's base URL.
     pub fn url(&self, name: &str) -> String {
-        format!("http://{}", local(self.http_port(name)))
+        format!("http://{}", self.http_address(name))
+    }
+
+    /// A service's HTTP address, `host:port`.
+    pub fn http_address(&self, name: &str) -> String {
+        local(self.http_port(name))
+    }
+
+    /// A service's gRPC address, `host:port`.
+    pub fn grpc_address(&self, name: &str) -> String {
+        local(self.ports[name][1])
     }
 
     /// A service's HTTP port.

@@ -99,6 +99,18 @@ impl Toxiproxy {
         Ok(())
     }
 
+    /// The names of what stands in a list.
+    async fn names(&self, path: &str) -> Result<Vec<String>, Failure> {
+        let what = || format!("toxiproxy GET {path}");
+        let answer = self.client.get(format!("{}{path}", self.api)).send().await;
+        let answer = answer.and_then(reqwest::Response::error_for_status);
+        let answer = answer.map_err(Failure::http(what()))?;
+        let list: Value = answer.json().await.map_err(Failure::http(what()))?;
+        let entries = list.as_array().into_iter().flatten();
+        let names = entries.filter_map(|entry| entry["name"].as_str());
+        Ok(names.map(str::to_owned).collect())
+    }
+
     async fn delete(&self, path: &str) -> Result<(), Failure> {
         let what = || format!("toxiproxy DELETE {path}");
         let answer = self.client.delete(format!("{}{path}", self.api));
@@ -109,14 +121,14 @@ impl Toxiproxy {
 }
 
 impl Proxy {
-    /// Adds a toxic, for this share of the connections.
+    /// Adds a toxic, for this share of the connections; one of each kind at a time.
     pub async fn add(&self, toxic: Toxic, stream: Stream, share: f64) -> Result<(), Failure> {
         let stream = match stream {
             Stream::Up => "upstream",
             Stream::Down => "downstream",
         };
         let body = json!({
-            "name": "trouble",
+            "name": toxic.kind(),
             "type": toxic.kind(),
             "stream": stream,
             "toxicity": share,
@@ -126,10 +138,13 @@ impl Proxy {
         self.toxiproxy.post(&path, &body).await
     }
 
-    /// Takes the toxic away.
+    /// Takes all toxics away.
     pub async fn heal(&self) -> Result<(), Failure> {
-        let path = format!("/proxies/{}/toxics/trouble", self.name);
-        self.toxiproxy.delete(&path).await
+        let path = format!("/proxies/{}/toxics", self.name);
+        for toxic in self.toxiproxy.names(&path).await? {
+            self.toxiproxy.delete(&format!("{path}/{toxic}")).await?;
+        }
+        Ok(())
     }
 
     /// Sends what comes from now on elsewhere, `HOST:PORT`.

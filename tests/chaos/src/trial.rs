@@ -6,6 +6,7 @@ use rand::{Rng, SeedableRng, rngs::StdRng};
 use tokio::time::Instant;
 
 use crate::{
+    canary,
     failure::Failure,
     judge,
     load::{Harvest, Load, LoadConfig},
@@ -117,6 +118,7 @@ impl<'a> Trial<'a> {
             connections: CONNECTIONS,
             batch: BATCH,
             rate: self.size.rate,
+            open: false,
             events_min: self.size.events,
             timeout: CLIENT_TIMEOUT,
             patience: PATIENCE,
@@ -224,7 +226,7 @@ impl<'a> Trial<'a> {
     /// Ends the load, judges, and returns the row.
     pub async fn conclude(mut self, struck: Result<(), Failure>) -> Row {
         let ended = match struck {
-            Ok(()) => self.judge().await,
+            Ok(()) => self.canary_and_oracle().await,
             Err(failure) => Err(failure),
         };
         if let Err(failure) = ended {
@@ -253,6 +255,14 @@ impl<'a> Trial<'a> {
             }
         }
         self.row
+    }
+
+    async fn canary_and_oracle(&mut self) -> Result<(), Failure> {
+        let returned = canary::probe(&self.system).await?;
+        self.require(returned.all(), || {
+            format!("the canary after the fault: {returned:?}")
+        });
+        self.judge().await
     }
 
     async fn judge(&mut self) -> Result<(), Failure> {

@@ -3,6 +3,7 @@
 mod clocks;
 mod data;
 mod disks;
+mod flood;
 mod network;
 mod overload;
 mod processes;
@@ -41,6 +42,7 @@ pub enum Fault {
     Truncation,
     PowerCut,
     Spool,
+    Flood,
 }
 
 /// What is known of a fault.
@@ -58,7 +60,7 @@ pub struct Entry {
 }
 
 /// All faults.
-pub const FAULTS: [Entry; 18] = [
+pub const FAULTS: [Entry; 19] = [
     entry(
         Fault::Kills,
         1,
@@ -179,6 +181,13 @@ pub const FAULTS: [Entry; 18] = [
         true,
         "as broker, but the producer has a spool and is killed the while; nobody is refused",
     ),
+    entry(
+        Fault::Flood,
+        19,
+        "flood",
+        false,
+        "ten times the capacity, offered by clients that come back at once",
+    ),
 ];
 
 const fn entry(
@@ -279,6 +288,7 @@ async fn setup<'a>(fault: Fault, stack: &'a Stack) -> Result<Setup<'a>, Failure>
         Fault::Database => network::setup_database(&mut setup, stack).await?,
         Fault::Clocks => clocks::setup(&mut setup),
         Fault::Monitoring => overload::setup_monitoring(&mut setup, stack).await?,
+        Fault::Flood => flood::setup(&mut setup, stack).await?,
         _ => {}
     }
     Ok(setup)
@@ -300,6 +310,7 @@ async fn strike(fault: Fault, trial: &mut Trial<'_>, stack: &Stack) -> Result<()
         Fault::Clocks => clocks::clocks(trial).await,
         Fault::Monitoring => overload::monitoring(trial, stack).await,
         Fault::Overload => overload::overload(trial, stack).await,
+        Fault::Flood => flood::flood(trial, stack).await,
         // These have systems of their own, or none.
         Fault::Cache | Fault::DiskFull | Fault::PowerCut | Fault::Spool => Ok(()),
     }
@@ -323,14 +334,14 @@ mod tests {
 
     #[test]
     fn numbers_are_in_order_and_eleven_are_usual() {
-        assert_eq!(chosen_by(&["--full"]), (1..=18).collect::<Vec<u8>>());
+        assert_eq!(chosen_by(&["--full"]), (1..=19).collect::<Vec<u8>>());
         assert_eq!(chosen_by(&[]).len(), 11);
     }
 
     #[test]
     fn faults_are_found_by_name_and_by_number() {
         assert_eq!(chosen_by(&["--only", "zombie", "--only", "9"]), [2, 9]);
-        let options = Options::parse_from(["streamgauge-chaos", "--only", "19"]);
+        let options = Options::parse_from(["streamgauge-chaos", "--only", "20"]);
         assert!(chosen(&options).is_err());
     }
 }

@@ -14,7 +14,7 @@ use streamgauge_tests::{collector::Collector, process::free_port};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::{TcpSocket, TcpStream},
-    runtime::{Builder, Handle},
+    runtime::{Builder, Handle, Runtime},
     task::JoinSet,
 };
 
@@ -182,24 +182,28 @@ async fn scrape_once(address: SocketAddr, slowly: bool) -> std::io::Result<()> {
 
 /// Honest clients at their usual pace, alone and then among slow senders, bombs, many addresses and a flood.
 pub async fn overload(trial: &mut Trial<'_>, stack: &Stack) -> Result<(), Failure> {
-    // All share one machine here. The mean, and those behind the log, get the time that the producer, Kafka and the honest
-    // clients leave, as if each stood on a machine of its own. Otherwise an honest client would be measured waiting for
-    // their work rather than for the producer's.
+    let threads = stand_all_back(trial, stack).await?;
+    let ended = crowd(trial, threads.handle()).await;
+    threads.shutdown_background();
+    stack.postgres(&["usual"]).await?;
+    ended
+}
+
+/// All share one machine here. The mean, and those behind the log, get the time that the producer, Kafka and the honest
+/// clients leave, as if each stood on a machine of its own. Otherwise an honest client would be measured waiting for
+/// their work rather than for the producer's. Returns the threads for the mean; PostgreSQL is to be told when it is over.
+pub async fn stand_all_back(trial: &mut Trial<'_>, stack: &Stack) -> Result<Runtime, Failure> {
     for name in ["consumer", "analytics"] {
         if let Some(pid) = trial.system.process(name).pid() {
             stand_back(&["--all-tasks", "--pid", "0", &pid.to_string()]);
         }
     }
-    let flood = Builder::new_multi_thread()
+    stack.postgres(&["idle"]).await?;
+    Builder::new_multi_thread()
         .on_thread_start(|| stand_back(&["--pid", "0", &gettid().as_raw_nonzero().to_string()]))
         .enable_all()
         .build()
-        .map_err(Failure::io("threads for the flood"))?;
-    stack.postgres(&["idle"]).await?;
-    let ended = crowd(trial, flood.handle()).await;
-    flood.shutdown_background();
-    stack.postgres(&["usual"]).await?;
-    ended
+        .map_err(Failure::io("threads for the flood"))
 }
 
 /// The processor goes to whoever else wants it, at once (`SCHED_IDLE`). Threads that begin later inherit that.
