@@ -36,8 +36,9 @@ impl Returned {
     }
 }
 
-/// Lets a canary probe a system until enough of its events have come back by each door, or one has not.
-pub async fn probe(system: &System) -> Result<Returned, Failure> {
+/// Lets a canary probe a system until enough of its events have come back by each door, or one has not. On a machine that
+/// is slower by a factor they get so much more time.
+pub async fn probe(system: &System, slack: u32) -> Result<Returned, Failure> {
     let registry = Metrics::new("streamgauge-chaos");
     let metrics = CanaryMetrics::register(&registry);
     let address = |service| (system.http_address(service), system.grpc_address(service));
@@ -48,7 +49,7 @@ pub async fn probe(system: &System) -> Result<Returned, Failure> {
         producer_http,
         producer_grpc,
         interval_ms: INTERVAL.as_millis() as u64,
-        timeout_ms: TIMEOUT.as_millis() as u64,
+        timeout_ms: (TIMEOUT * slack).as_millis() as u64,
         // Everything is ready and recovered: it counts from its first event.
         start_grace_ms: 0,
         ..CanaryConfig::default()
@@ -59,7 +60,7 @@ pub async fn probe(system: &System) -> Result<Returned, Failure> {
     let canary = canary.map_err(unmet)?;
     let shutdown = Shutdown::new();
     let running = tokio::spawn(canary.run(shutdown.clone()));
-    let end = Instant::now() + PATIENCE;
+    let end = Instant::now() + PATIENCE * slack;
     let returned = loop {
         let returned = look(&registry)?;
         if returned.least >= EVENTS || returned.lost > 0.0 || Instant::now() > end {

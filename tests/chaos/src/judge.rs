@@ -256,7 +256,9 @@ impl Judgement {
             format!("{found} offsets are counted as missing where {missing} were removed")
         });
         self.require(counted + lost == expected + double, || {
-            format!("the ledger counts {counted}; {expected} were sent, {lost} lost, {double} double")
+            format!(
+                "the ledger counts {counted}; {expected} were sent, {lost} lost, {double} double"
+            )
         });
         let imbalance = self.ledger["imbalance"].as_i64().unwrap_or(i64::MIN);
         self.require(imbalance == 0, || {

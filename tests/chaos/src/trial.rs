@@ -258,7 +258,7 @@ impl<'a> Trial<'a> {
     }
 
     async fn canary_and_oracle(&mut self) -> Result<(), Failure> {
-        let returned = canary::probe(&self.system).await?;
+        let returned = canary::probe(&self.system, self.options.slack).await?;
         self.require(returned.all(), || {
             format!("the canary after the fault: {returned:?}")
         });

@@ -3,7 +3,8 @@
 mod clocks;
 mod data;
 mod disks;
-mod flood;
+mod mean;
+mod monitoring;
 mod network;
 mod overload;
 mod processes;
@@ -42,7 +43,6 @@ pub enum Fault {
     Truncation,
     PowerCut,
     Spool,
-    Flood,
 }
 
 /// What is known of a fault.
@@ -60,7 +60,7 @@ pub struct Entry {
 }
 
 /// All faults.
-pub const FAULTS: [Entry; 19] = [
+pub const FAULTS: [Entry; 18] = [
     entry(
         Fault::Kills,
         1,
@@ -158,7 +158,7 @@ pub const FAULTS: [Entry; 19] = [
         15,
         "overload",
         false,
-        "slow senders, decompression bombs, 10,000 client addresses, forty times the connections",
+        "ten times the capacity, beside slow senders, decompression bombs and 10,000 client addresses",
     ),
     entry(
         Fault::Truncation,
@@ -180,13 +180,6 @@ pub const FAULTS: [Entry; 19] = [
         "spool",
         true,
         "as broker, but the producer has a spool and is killed the while; nobody is refused",
-    ),
-    entry(
-        Fault::Flood,
-        19,
-        "flood",
-        false,
-        "ten times the capacity, offered by clients that come back at once",
     ),
 ];
 
@@ -281,14 +274,10 @@ async fn setup<'a>(fault: Fault, stack: &'a Stack) -> Result<Setup<'a>, Failure>
         Fault::Network => network::setup_network(&mut setup, stack).await?,
         // They bring their own load.
         Fault::LostAnswers => setup.load = None,
-        Fault::Overload => {
-            setup.load = None;
-            setup.settings = overload::OVERLOAD_SETTINGS.map(String::from).into();
-        }
         Fault::Database => network::setup_database(&mut setup, stack).await?,
         Fault::Clocks => clocks::setup(&mut setup),
-        Fault::Monitoring => overload::setup_monitoring(&mut setup, stack).await?,
-        Fault::Flood => flood::setup(&mut setup, stack).await?,
+        Fault::Monitoring => monitoring::setup(&mut setup, stack).await?,
+        Fault::Overload => overload::setup(&mut setup, stack).await?,
         _ => {}
     }
     Ok(setup)
@@ -308,9 +297,8 @@ async fn strike(fault: Fault, trial: &mut Trial<'_>, stack: &Stack) -> Result<()
         Fault::Poison => data::poison(trial).await,
         Fault::Truncation => data::truncation(trial, stack).await,
         Fault::Clocks => clocks::clocks(trial).await,
-        Fault::Monitoring => overload::monitoring(trial, stack).await,
+        Fault::Monitoring => monitoring::monitoring(trial, stack).await,
         Fault::Overload => overload::overload(trial, stack).await,
-        Fault::Flood => flood::flood(trial, stack).await,
         // These have systems of their own, or none.
         Fault::Cache | Fault::DiskFull | Fault::PowerCut | Fault::Spool => Ok(()),
     }
@@ -334,14 +322,14 @@ mod tests {
 
     #[test]
     fn numbers_are_in_order_and_eleven_are_usual() {
-        assert_eq!(chosen_by(&["--full"]), (1..=19).collect::<Vec<u8>>());
+        assert_eq!(chosen_by(&["--full"]), (1..=18).collect::<Vec<u8>>());
         assert_eq!(chosen_by(&[]).len(), 11);
     }
 
     #[test]
     fn faults_are_found_by_name_and_by_number() {
         assert_eq!(chosen_by(&["--only", "zombie", "--only", "9"]), [2, 9]);
-        let options = Options::parse_from(["streamgauge-chaos", "--only", "20"]);
+        let options = Options::parse_from(["streamgauge-chaos", "--only", "19"]);
         assert!(chosen(&options).is_err());
     }
 }
