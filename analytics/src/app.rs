@@ -3,17 +3,16 @@
 //! The doors open at once, so that probes are answered from the start; queries are answered as soon as the store was
 //! read. Neither Kafka nor the database need be there: the service waits for them, says so, and is not ready until then.
 
-use std::{process::ExitCode, sync::Arc};
+use std::sync::Arc;
 
 use arc_swap::ArcSwapOption;
 use streamgauge_canary::{Canary, CanaryMetrics, Query};
 use streamgauge_kafka::LogReader;
 use streamgauge_lifecycle::{
-    BoxError, EXIT_WRONG_SETTINGS, Exposition, Health, HttpDoor, Outcome, SharedClock, Shutdown,
-    Stage, SystemClock, Tasks, exit_code, fail, reachable, signal, write_line,
+    BoxError, Deadline, Health, HttpDoor, Outcome, SharedClock, Shutdown, Stage, Tasks, reachable,
 };
-use streamgauge_settings::ConfigArgs;
-use streamgauge_telemetry::{Metrics, Tracer};
+use streamgauge_service::{Deps, Listeners};
+use streamgauge_telemetry::{TelemetryConfig, Tracer};
 use tokio::net::TcpListener;
 
 use crate::{
@@ -31,40 +30,13 @@ use crate::{
 /// The service's name in logs, traces and metrics.
 pub const SERVICE: &str = "analytics";
 
-/// Where the service listens.
-#[derive(Debug)]
-pub struct Listeners {
-    /// REST, live events, health and metrics.
-    pub http: TcpListener,
-    /// gRPC.
-    pub grpc: TcpListener,
-    /// Metrics, where they have a listener of their own.
-    pub metrics: Option<Exposition>,
-}
-
-/// What the service is handed from outside.
-#[derive(Clone, Debug)]
-pub struct Deps {
-    /// Where its metrics go.
-    pub metrics: Metrics,
-    /// Where its spans go.
-    pub tracer: Tracer,
-    /// Time.
-    pub clock: SharedClock,
-    /// The signal that ends it.
-    pub shutdown: Shutdown,
-}
-
 /// Listens where the settings say.
 ///
 /// # Errors
 /// When an address is not free.
 pub async fn bind(config: &Config) -> Result<Listeners, Error> {
-    Ok(Listeners {
-        http: streamgauge_lifecycle::bind("http.listen", config.http.listen).await?,
-        grpc: streamgauge_lifecycle::bind("grpc.listen", config.grpc.listen).await?,
-        metrics: config.http.metrics.bind("http.metrics").await?,
-    })
+    let (http, grpc) = (config.http.listen, config.grpc.listen);
+    Listeners::bind(http, grpc, &config.http.metrics).await
 }
 
 /// Serves until the shutdown and drains. Neither Kafka nor the database need be there.
@@ -248,58 +220,28 @@ fn db_system(config: &Config) -> &'static str {
     }
 }
 
-/// The whole program: reads the settings, starts telemetry, serves until a signal, drains.
-pub async fn main_with(args: ConfigArgs) -> ExitCode {
-    let ended = match settings(&args) {
-        Ok(Some(config)) => program(config).await.map_err(|error| {
-            let code = exit_code(&*error);
-            (error, code)
-        }),
-        Ok(None) => Ok(()),
-        Err(error) => Err((error, EXIT_WRONG_SETTINGS)),
-    };
-    match ended {
-        Ok(()) => ExitCode::SUCCESS,
-        Err((error, code)) => fail("streamgauge-analytics", &*error, code),
-    }
-}
+impl streamgauge_service::Settings for Config {
+    const SERVICE: &'static str = SERVICE;
+    const ENV_PREFIX: &'static str = ENV_PREFIX;
+    type Error = Error;
 
-/// The settings; none when they were only to be printed.
-fn settings(args: &ConfigArgs) -> Result<Option<Config>, BoxError> {
-    let config: Config = args.loader(ENV_PREFIX).load()?;
-    if args.print_config {
-        let text = streamgauge_settings::print(&config);
-        write_line(&mut std::io::stdout(), text.trim_end())?;
-        return Ok(None);
+    fn check(&self) -> Result<(), BoxError> {
+        Ok(Self::check(self)?)
     }
-    Ok(Some(config))
-}
 
-async fn program(config: Config) -> Result<(), BoxError> {
-    let listeners = bind(&config).await?;
-    let instance = listeners.http.local_addr()?.to_string();
-    let telemetry = streamgauge_telemetry::init(SERVICE, &instance, &config.telemetry)?;
-    let shutdown = Shutdown::new();
-    let deps = Deps {
-        metrics: Metrics::new(SERVICE),
-        tracer: telemetry.tracer(SERVICE),
-        clock: SystemClock::shared(),
-        shutdown: shutdown.clone(),
-    };
-    let grpc = listeners.grpc.local_addr()?.to_string();
-    tracing::info!(
-        http = instance,
-        grpc,
-        brokers = config.kafka.brokers,
-        "analytics started"
-    );
-    let signalled = tokio::spawn(async move {
-        signal().await;
-        shutdown.trigger();
-    });
-    let deadline = config.deadline(&deps.shutdown);
-    let result = run(config, listeners, deps).await;
-    signalled.abort();
-    telemetry.shutdown(deadline.left(Stage::Telemetry)).await;
-    Ok(result?)
+    fn telemetry(&self) -> &TelemetryConfig {
+        &self.telemetry
+    }
+
+    fn brokers(&self) -> &str {
+        &self.kafka.brokers
+    }
+
+    fn deadline(&self, shutdown: &Shutdown) -> Deadline {
+        Self::deadline(self, shutdown)
+    }
+
+    async fn bind(&self) -> Result<Listeners, Error> {
+        bind(self).await
+    }
 }

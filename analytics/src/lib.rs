@@ -32,6 +32,7 @@ pub mod store;
 pub mod trace;
 pub mod view;
 
-pub use app::{Deps, Listeners, SERVICE, bind, main_with, run, run_with_store};
+pub use app::{SERVICE, bind, run, run_with_store};
 pub use config::{Config, ENV_PREFIX};
 pub use error::Error;
+pub use streamgauge_service::{Deps, Listeners};

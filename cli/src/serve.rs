@@ -3,7 +3,8 @@
 use std::process::ExitCode;
 
 use clap::{Args, Subcommand, ValueEnum};
-use serde::{Serialize, de::DeserializeOwned};
+use serde::Serialize;
+use streamgauge_service::{Deps, Listeners, Settings};
 use streamgauge_settings::ConfigArgs;
 
 use crate::{
@@ -56,11 +57,7 @@ pub struct AnalyticsArgs {
 /// # Errors
 /// When its settings are to be printed and cannot be.
 pub async fn producer(args: ProducerArgs, output: &mut Output) -> Result<ExitCode, CliError> {
-    if args.config.print_config {
-        let prefix = streamgauge_producer::ENV_PREFIX;
-        return in_effect::<streamgauge_producer::Config>(&args.config, prefix, output);
-    }
-    Ok(streamgauge_producer::main_with(args.config).await)
+    serve(args.config, streamgauge_producer::run, output).await
 }
 
 /// Runs the consumer.
@@ -68,11 +65,7 @@ pub async fn producer(args: ProducerArgs, output: &mut Output) -> Result<ExitCod
 /// # Errors
 /// When its settings are to be printed and cannot be.
 pub async fn consumer(args: ConsumerArgs, output: &mut Output) -> Result<ExitCode, CliError> {
-    if args.config.print_config {
-        let prefix = streamgauge_consumer::ENV_PREFIX;
-        return in_effect::<streamgauge_consumer::Config>(&args.config, prefix, output);
-    }
-    Ok(streamgauge_consumer::main_with(args.config).await)
+    serve(args.config, streamgauge_consumer::run, output).await
 }
 
 /// Runs analytics.
@@ -80,24 +73,24 @@ pub async fn consumer(args: ConsumerArgs, output: &mut Output) -> Result<ExitCod
 /// # Errors
 /// When its settings are to be printed and cannot be.
 pub async fn analytics(args: AnalyticsArgs, output: &mut Output) -> Result<ExitCode, CliError> {
-    if args.config.print_config {
-        let prefix = streamgauge_analytics::ENV_PREFIX;
-        return in_effect::<streamgauge_analytics::Config>(&args.config, prefix, output);
-    }
-    Ok(streamgauge_analytics::main_with(args.config).await)
+    serve(args.config, streamgauge_analytics::run, output).await
 }
 
-/// Prints the settings that a service would run with.
-fn in_effect<T: Serialize + DeserializeOwned + Default>(
-    args: &ConfigArgs,
-    env_prefix: &'static str,
+/// Runs a service, or prints the settings that it would run with.
+async fn serve<S: Settings>(
+    args: ConfigArgs,
+    run: impl AsyncFnOnce(S, Listeners, Deps) -> Result<(), S::Error>,
     output: &mut Output,
 ) -> Result<ExitCode, CliError> {
-    let config: T = args
-        .loader(env_prefix)
+    if !args.print_config {
+        return Ok(streamgauge_service::main_with(args, run).await);
+    }
+    let settings: S = args
+        .loader(S::ENV_PREFIX)
         .load()
         .map_err(|error| CliError::Settings(Box::new(error)))?;
-    Ok(show(&config, output)?.into())
+    settings.check().map_err(CliError::Settings)?;
+    Ok(show(&settings, output)?.into())
 }
 
 /// Show the settings of a service, as a file that it reads

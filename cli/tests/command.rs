@@ -228,6 +228,21 @@ fn settings_that_are_shown_can_be_read_again() {
 }
 
 #[test]
+fn settings_that_do_not_fit_each_other_end_a_service_before_it_starts() {
+    for (service, setting, value) in [
+        ("producer", "limits.request_timeout_ms", "100"),
+        ("consumer", "batch.records_max", "0"),
+        ("analytics", "view.recent_seconds", "999999"),
+    ] {
+        let set = format!("--set={setting}={value}");
+        run(&[service, &set]).exits(2).says(&[setting]);
+        run(&[service, &set, "--print-config"])
+            .exits(2)
+            .says(&[setting]);
+    }
+}
+
+#[test]
 fn a_port_that_is_taken_is_named_with_its_setting() {
     let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
     let taken = listener.local_addr().expect("bound");

@@ -4,21 +4,19 @@
 //! it, says so, and is not ready until it has joined its group. On a shutdown the owners confirm what is in flight
 //! and commit, then the member leaves its group, so that others take over at once.
 
-use std::{process::ExitCode, sync::Arc, time::Duration};
+use std::{sync::Arc, time::Duration};
 
 use streamgauge_kafka::{
     GroupReader, KafkaError, LogReader, Membership, Publisher, StatsSink,
     admin::{self, TopicSpec},
 };
 use streamgauge_lifecycle::{
-    BoxError, Condition, Deadline, EXIT_WRONG_SETTINGS, Exposition, Health, HttpDoor, Outcome,
-    SharedClock, Shutdown, Stage, SystemClock, Tasks, Unfinished, exit_code, fail, signal,
-    write_line,
+    BoxError, Condition, Deadline, Health, HttpDoor, Outcome, Shutdown, Stage, Tasks, Unfinished,
 };
 use streamgauge_resilience::Backoff;
-use streamgauge_settings::ConfigArgs;
-use streamgauge_telemetry::{Metrics, Tracer};
-use tokio::{net::TcpListener, sync::mpsc};
+use streamgauge_service::{Deps, Listeners};
+use streamgauge_telemetry::TelemetryConfig;
+use tokio::sync::mpsc;
 
 use crate::{
     config::{Config, ENV_PREFIX, TopicsConfig},
@@ -38,40 +36,13 @@ pub const SERVICE: &str = "consumer";
 /// The longest that one look for Kafka takes; a shutdown waits for it.
 const LOOK_MS_MAX: u64 = 3_000;
 
-/// Where the service listens.
-#[derive(Debug)]
-pub struct Listeners {
-    /// Health, metrics and control.
-    pub http: TcpListener,
-    /// Control.
-    pub grpc: TcpListener,
-    /// Metrics, where they have a listener of their own.
-    pub metrics: Option<Exposition>,
-}
-
-/// What the service is handed from outside.
-#[derive(Clone, Debug)]
-pub struct Deps {
-    /// Where its metrics go.
-    pub metrics: Metrics,
-    /// Where its spans go.
-    pub tracer: Tracer,
-    /// Time.
-    pub clock: SharedClock,
-    /// The signal that ends it.
-    pub shutdown: Shutdown,
-}
-
 /// Listens where the settings say.
 ///
 /// # Errors
 /// When an address is not free.
 pub async fn bind(config: &Config) -> Result<Listeners, Error> {
-    Ok(Listeners {
-        http: streamgauge_lifecycle::bind("http.listen", config.http.listen).await?,
-        grpc: streamgauge_lifecycle::bind("grpc.listen", config.grpc.listen).await?,
-        metrics: config.http.metrics.bind("http.metrics").await?,
-    })
+    let (http, grpc) = (config.http.listen, config.grpc.listen);
+    Listeners::bind(http, grpc, &config.http.metrics).await
 }
 
 /// Serves until the shutdown and drains.
@@ -362,59 +333,28 @@ fn specs(topics: &TopicsConfig) -> Vec<TopicSpec> {
         .into()
 }
 
-/// The whole program: reads the settings, starts telemetry, serves until a signal, drains.
-pub async fn main_with(args: ConfigArgs) -> ExitCode {
-    let ended = match settings(&args) {
-        Ok(Some(config)) => program(config).await.map_err(|error| {
-            let code = exit_code(&*error);
-            (error, code)
-        }),
-        Ok(None) => Ok(()),
-        Err(error) => Err((error, EXIT_WRONG_SETTINGS)),
-    };
-    match ended {
-        Ok(()) => ExitCode::SUCCESS,
-        Err((error, code)) => fail("streamgauge-consumer", &*error, code),
-    }
-}
+impl streamgauge_service::Settings for Config {
+    const SERVICE: &'static str = SERVICE;
+    const ENV_PREFIX: &'static str = ENV_PREFIX;
+    type Error = Error;
 
-/// The settings; none when they were only to be printed.
-fn settings(args: &ConfigArgs) -> Result<Option<Config>, BoxError> {
-    let config: Config = args.loader(ENV_PREFIX).load()?;
-    config.check()?;
-    if args.print_config {
-        let text = streamgauge_settings::print(&config);
-        write_line(&mut std::io::stdout(), text.trim_end())?;
-        return Ok(None);
+    fn check(&self) -> Result<(), BoxError> {
+        Ok(Self::check(self)?)
     }
-    Ok(Some(config))
-}
 
-async fn program(config: Config) -> Result<(), BoxError> {
-    let listeners = bind(&config).await?;
-    let http = listeners.http.local_addr()?.to_string();
-    let grpc = listeners.grpc.local_addr()?.to_string();
-    let telemetry = streamgauge_telemetry::init(SERVICE, &http, &config.telemetry)?;
-    let shutdown = Shutdown::new();
-    let deps = Deps {
-        metrics: Metrics::new(SERVICE),
-        tracer: telemetry.tracer(SERVICE),
-        clock: SystemClock::shared(),
-        shutdown: shutdown.clone(),
-    };
-    tracing::info!(
-        http,
-        grpc,
-        brokers = config.kafka.brokers,
-        "consumer started"
-    );
-    let signalled = tokio::spawn(async move {
-        signal().await;
-        shutdown.trigger();
-    });
-    let deadline = config.deadline(&deps.shutdown);
-    let result = run(config, listeners, deps).await;
-    signalled.abort();
-    telemetry.shutdown(deadline.left(Stage::Telemetry)).await;
-    Ok(result?)
+    fn telemetry(&self) -> &TelemetryConfig {
+        &self.telemetry
+    }
+
+    fn brokers(&self) -> &str {
+        &self.kafka.brokers
+    }
+
+    fn deadline(&self, shutdown: &Shutdown) -> Deadline {
+        Self::deadline(self, shutdown)
+    }
+
+    async fn bind(&self) -> Result<Listeners, Error> {
+        bind(self).await
+    }
 }

@@ -26,6 +26,7 @@ pub mod provenance;
 mod status;
 mod trace;
 
-pub use app::{Deps, Listeners, SERVICE, bind, main_with, run};
+pub use app::{SERVICE, bind, run};
 pub use config::{Config, ENV_PREFIX};
 pub use error::{ConfigError, Error};
+pub use streamgauge_service::{Deps, Listeners};

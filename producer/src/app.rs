@@ -3,20 +3,17 @@
 //! The doors open at once, so that probes are answered from the start; submissions are refused until Kafka has been
 //! found. On a shutdown readiness goes down first, then the doors close, then what is under way is finished.
 
-use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
 
 use streamgauge_kafka::{Publisher, PublisherConfig};
 use streamgauge_lifecycle::{
-    BoxError, Condition, Deadline, EXIT_WRONG_SETTINGS, Exposition, Health, HttpDoor, Outcome,
-    SharedClock, Shutdown, Stage, SystemClock, Tasks, exit_code, fail, signal, write_line,
+    BoxError, Condition, Deadline, Health, HttpDoor, Outcome, Shutdown, Stage, Tasks,
 };
 use streamgauge_resilience::Breaker;
-use streamgauge_settings::ConfigArgs;
+use streamgauge_service::{Deps, Listeners};
 use streamgauge_spool::Drainer;
-use streamgauge_telemetry::{Metrics, Tracer};
-use tokio::net::TcpListener;
+use streamgauge_telemetry::TelemetryConfig;
 
 use crate::admin::AdminGate;
 use crate::admission::Admission;
@@ -37,31 +34,10 @@ pub const SERVICE: &str = "producer";
 /// What the names of environment variables begin with.
 pub const ENV_PREFIX: &str = "STREAMGAUGE_PRODUCER";
 
-/// Where the service listens.
-#[derive(Debug)]
-pub struct Listeners {
-    pub http: TcpListener,
-    pub grpc: TcpListener,
-    /// Metrics, where they have a listener of their own.
-    pub metrics: Option<Exposition>,
-}
-
-/// What the service is handed from outside.
-#[derive(Clone, Debug)]
-pub struct Deps {
-    pub metrics: Metrics,
-    pub tracer: Tracer,
-    pub clock: SharedClock,
-    pub shutdown: Shutdown,
-}
-
 /// Listens where the settings say.
 pub async fn bind(config: &Config) -> Result<Listeners, Error> {
-    Ok(Listeners {
-        http: streamgauge_lifecycle::bind("http.listen", config.http.listen).await?,
-        grpc: streamgauge_lifecycle::bind("grpc.listen", config.grpc.listen).await?,
-        metrics: config.http.metrics.bind("http.metrics").await?,
-    })
+    let (http, grpc) = (config.http.listen, config.grpc.listen);
+    Listeners::bind(http, grpc, &config.http.metrics).await
 }
 
 /// Serves until the shutdown and drains. Kafka need not be there.
@@ -275,59 +251,28 @@ async fn close_doors(shutdown: Shutdown, parts: Parts, delay: Duration) -> Resul
     Ok(())
 }
 
-/// The whole program: reads the settings, starts telemetry, serves until a signal, drains.
-pub async fn main_with(args: ConfigArgs) -> ExitCode {
-    let ended = match settings(&args) {
-        Ok(Some(config)) => program(config).await.map_err(|error| {
-            let code = exit_code(&*error);
-            (error, code)
-        }),
-        Ok(None) => Ok(()),
-        Err(error) => Err((error, EXIT_WRONG_SETTINGS)),
-    };
-    match ended {
-        Ok(()) => ExitCode::SUCCESS,
-        Err((error, code)) => fail("streamgauge-producer", &*error, code),
-    }
-}
+impl streamgauge_service::Settings for Config {
+    const SERVICE: &'static str = SERVICE;
+    const ENV_PREFIX: &'static str = ENV_PREFIX;
+    type Error = Error;
 
-/// The settings; none when they were only to be printed.
-fn settings(args: &ConfigArgs) -> Result<Option<Config>, BoxError> {
-    let config: Config = args.loader(ENV_PREFIX).load()?;
-    config.check()?;
-    if args.print_config {
-        let text = streamgauge_settings::print(&config);
-        write_line(&mut std::io::stdout(), text.trim_end())?;
-        return Ok(None);
+    fn check(&self) -> Result<(), BoxError> {
+        Ok(Self::check(self)?)
     }
-    Ok(Some(config))
-}
 
-async fn program(config: Config) -> Result<(), BoxError> {
-    let listeners = bind(&config).await?;
-    let instance = listeners.http.local_addr()?.to_string();
-    let telemetry = streamgauge_telemetry::init(SERVICE, &instance, &config.telemetry)?;
-    let shutdown = Shutdown::new();
-    let deps = Deps {
-        metrics: Metrics::new(SERVICE),
-        tracer: telemetry.tracer(SERVICE),
-        clock: SystemClock::shared(),
-        shutdown: shutdown.clone(),
-    };
-    let grpc = listeners.grpc.local_addr()?.to_string();
-    tracing::info!(
-        http = instance,
-        grpc,
-        brokers = config.kafka.brokers,
-        "producer started"
-    );
-    let signalled = tokio::spawn(async move {
-        signal().await;
-        shutdown.trigger();
-    });
-    let deadline = config.deadline(&deps.shutdown);
-    let result = run(config, listeners, deps).await;
-    signalled.abort();
-    telemetry.shutdown(deadline.left(Stage::Telemetry)).await;
-    Ok(result?)
+    fn telemetry(&self) -> &TelemetryConfig {
+        &self.telemetry
+    }
+
+    fn brokers(&self) -> &str {
+        &self.kafka.brokers
+    }
+
+    fn deadline(&self, shutdown: &Shutdown) -> Deadline {
+        Self::deadline(self, shutdown)
+    }
+
+    async fn bind(&self) -> Result<Listeners, Error> {
+        bind(self).await
+    }
 }

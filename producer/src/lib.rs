@@ -32,9 +32,10 @@ pub use admission::rates::RateLimits;
 pub use admission::settings::{
     AddressHeader, AdminConfig, AdmissionConfig, ProxyConfig, RateLimitConfig,
 };
-pub use app::{Deps, ENV_PREFIX, Listeners, SERVICE, bind, main_with, run};
+pub use app::{ENV_PREFIX, SERVICE, bind, run};
 pub use config::{
     AuthConfig, Config, GrpcConfig, HttpConfig, Limits, MetricsConfig, TokenConfig, TopicsConfig,
 };
 pub use error::{ConfigError, Error};
 pub use spool::SpoolConfig;
+pub use streamgauge_service::{Deps, Listeners};

@@ -19,5 +19,5 @@ struct Args {
 
 #[tokio::main]
 async fn main() -> ExitCode {
-    streamgauge_producer::main_with(Args::parse().config).await
+    streamgauge_service::main_with(Args::parse().config, streamgauge_producer::run).await
 }
