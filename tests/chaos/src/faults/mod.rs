@@ -130,7 +130,7 @@ pub const FAULTS: [Entry; 18] = [
         11,
         "slow-consumer",
         false,
-        "the consumer gets a tenth of the time",
+        "the consumer gets a tenth of the time, or a hundredth where that is enough",
     ),
     entry(
         Fault::Storm,
