@@ -7,7 +7,7 @@ use std::{
 };
 
 use serde_json::Value;
-use streamgauge_kafka::LogReader;
+use streamgauge_kafka::{FetchConfig, KafkaConfig, LogReader};
 use streamgauge_tests::system::number;
 use tokio::{task::JoinHandle, time::Instant};
 
@@ -18,8 +18,11 @@ use crate::{
 
 /// How often both are looked at.
 const INTERVAL: Duration = Duration::from_millis(100);
-/// Longest wait for one look at the lag.
-const LOOK_TIMEOUT: Duration = Duration::from_secs(2);
+/// Longest wait for one look at the lag: a client that has lost sight of a leader asks, looks for it, and asks again, for
+/// a second each.
+const LOOK_TIMEOUT: Duration = Duration::from_secs(4);
+/// A client that has not told the ends of the log for so long is replaced, for it is the system that is measured.
+const BLIND_MAX: Duration = Duration::from_secs(20);
 /// Looks in a row that must agree before a system counts as recovered, and how long they must go on agreeing.
 const LOOKS: usize = 3;
 const STEADY: Duration = Duration::from_secs(2);
@@ -36,6 +39,10 @@ pub struct Sampler {
 #[derive(Default)]
 struct State {
     looks: Vec<Look>,
+    /// Why the last look told nothing, if it did not.
+    blind: Option<String>,
+    /// Clients that were replaced.
+    replaced: u32,
     peaks_kib: BTreeMap<String, u64>,
 }
 
@@ -45,6 +52,7 @@ impl Sampler {
         let state = Arc::<Mutex<State>>::default();
         let client = reqwest::Client::builder().timeout(LOOK_TIMEOUT).build();
         let lag = Lag {
+            kafka: system.kafka(),
             reader: system.reader()?,
             topic: system.topics().events.clone(),
             client: client.map_err(Failure::http("an HTTP client"))?,
@@ -68,6 +76,22 @@ impl Sampler {
             .filter_map(|look| look.1)
             .max()
             .unwrap_or(0)
+    }
+
+    /// What was seen last.
+    pub fn last(&self) -> String {
+        let state = self.state.lock().expect("no holder panics");
+        let lag = state.looks.last().and_then(|look| look.1);
+        match (lag, &state.blind) {
+            (Some(lag), _) => format!("{lag} events at last"),
+            (None, Some(why)) => format!("not known at last: {why}"),
+            (None, None) => String::from("never looked at"),
+        }
+    }
+
+    /// How often the client that asks for the ends of the log was replaced.
+    pub fn replaced(&self) -> u32 {
+        self.state.lock().expect("no holder panics").replaced
     }
 
     /// The largest resident memory of each process so far, in MiB.
@@ -124,6 +148,7 @@ fn recovered_at(looks: &[Look], bound: u64) -> Option<Instant> {
 }
 
 struct Lag {
+    kafka: KafkaConfig,
     reader: LogReader,
     topic: String,
     client: reqwest::Client,
@@ -132,28 +157,62 @@ struct Lag {
 
 impl Lag {
     /// Events between the heads in the store and the ends of the log.
-    async fn look(&self) -> Option<u64> {
-        let answer = self.client.get(&self.ledger).send().await.ok()?;
-        let ledger: Value = answer.json().await.ok()?;
-        let heads: u64 = ledger["partitions"]
-            .as_array()?
-            .iter()
-            .map(|one| number(&one["head"]))
-            .sum();
+    async fn look(&self) -> Result<u64, Blind> {
+        let ledger = self.heads().await.map_err(Blind::Store)?;
+        let partitions = ledger["partitions"].as_array().into_iter().flatten();
+        let heads: u64 = partitions.map(|one| number(&one["head"])).sum();
+        let ends = tokio::time::timeout(LOOK_TIMEOUT, self.ends()).await;
+        let ends = ends.map_err(|_| Blind::Log(format!("no answer in {LOOK_TIMEOUT:?}")))??;
+        Ok(ends.saturating_sub(heads))
+    }
+
+    async fn heads(&self) -> Result<Value, reqwest::Error> {
+        let answer = self.client.get(&self.ledger).send().await?;
+        answer.error_for_status()?.json().await
+    }
+
+    async fn ends(&self) -> Result<u64, Blind> {
         let mut ends = 0;
         for partition in 0..PARTITIONS {
-            let marks = self.reader.watermarks(&self.topic, partition).await.ok()?;
+            let marks = self.reader.watermarks(&self.topic, partition).await;
+            let marks = marks.map_err(|error| Blind::Log(error.to_string()))?;
             ends += marks.high.max(0).cast_unsigned();
         }
-        Some(ends.saturating_sub(heads))
+        Ok(ends)
     }
 }
 
-async fn watch_lag(lag: Lag, state: Arc<Mutex<State>>) {
+/// Who did not tell how far things are.
+#[derive(Debug, thiserror::Error)]
+enum Blind {
+    #[error("the store: {0}")]
+    Store(reqwest::Error),
+    #[error("the log: {0}")]
+    Log(String),
+}
+
+async fn watch_lag(mut lag: Lag, state: Arc<Mutex<State>>) {
+    let mut blind_since = None;
     loop {
-        let found = tokio::time::timeout(LOOK_TIMEOUT, lag.look()).await;
-        let look = (Instant::now(), found.ok().flatten());
-        state.lock().expect("no holder panics").looks.push(look);
+        let found = lag.look().await;
+        let now = Instant::now();
+        blind_since = match &found {
+            Err(Blind::Log(_)) => blind_since.or(Some(now)),
+            _ => None,
+        };
+        {
+            let mut state = state.lock().expect("no holder panics");
+            state.blind = found.as_ref().err().map(ToString::to_string);
+            state.looks.push((now, found.ok()));
+        }
+        if blind_since.is_some_and(|since| now - since >= BLIND_MAX) {
+            let fresh = LogReader::new(&lag.kafka, &FetchConfig::default(), None);
+            if let Ok(fresh) = fresh {
+                lag.reader = fresh;
+                state.lock().expect("no holder panics").replaced += 1;
+            }
+            blind_since = None;
+        }
         tokio::time::sleep(INTERVAL).await;
     }
 }

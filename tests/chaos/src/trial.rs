@@ -195,7 +195,8 @@ impl<'a> Trial<'a> {
                 self.row.recovery_s = Some(self.row.recovery_s.unwrap_or(0.0).max(took));
             }
             None => self.row.broken.push(format!(
-                "the lag is not back at {bound} events {deadline:?} after the fault"
+                "the lag is not back at {bound} events {deadline:?} after the fault; {}",
+                self.sampler.last()
             )),
         }
     }
@@ -238,6 +239,12 @@ impl<'a> Trial<'a> {
             self.require(mib <= most, || {
                 format!("{name} had {mib} MiB resident; {most} are allowed")
             });
+        }
+        let replaced = self.sampler.replaced();
+        if replaced > 0 {
+            self.note(format!(
+                "the client that measures the lag did not find back to Kafka and was replaced {replaced} times"
+            ));
         }
         self.row.seconds = self.begun.elapsed().as_secs_f64();
         self.row.verdict = if self.row.broken.is_empty() {
