@@ -7,7 +7,10 @@ use std::{
 
 use tokio::process::Command;
 
-use crate::{failure::Failure, toxiproxy::Toxiproxy};
+use crate::{
+    failure::Failure,
+    toxiproxy::{Proxy, Toxiproxy},
+};
 
 /// Services, in the order of the Kafka listeners that are advertised through toxiproxy.
 pub const PROXIED: [&str; 3] = ["producer", "consumer", "analytics"];
@@ -65,6 +68,13 @@ impl Stack {
             (String::from("KAFKA_DATA"), data.display().to_string()),
         ];
         other
+    }
+
+    /// Puts a proxy between Kafka and one of [`PROXIED`], or makes the one that is there anew.
+    pub async fn proxy_kafka(&self, service: &str) -> Result<Proxy, Failure> {
+        let place = PROXIED.iter().position(|name| *name == service);
+        let (own, told) = self.kafka_proxies[place.expect("it is one of the services")];
+        self.toxiproxy.proxy(service, told, own).await
     }
 
     /// `start`, `halt` (orderly, the data stay), `kill` (the same with -9), `stop` (the data go too) or

@@ -129,6 +129,21 @@ impl<'a> Trial<'a> {
         }
     }
 
+    /// Offers a load of its own for a time, whatever goes on beside it.
+    pub async fn offer(
+        &self,
+        name: &str,
+        lasts: Duration,
+        change: impl Fn(&mut LoadConfig),
+    ) -> Result<Harvest, Failure> {
+        let mut config = self.load_config(name);
+        config.events_min = 0;
+        change(&mut config);
+        let load = Load::start(&config)?;
+        tokio::time::sleep(lasts).await;
+        load.finish().await
+    }
+
     /// The lag that is normal under this load, in events.
     pub fn baseline(&self) -> u64 {
         self.baseline

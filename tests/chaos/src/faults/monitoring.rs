@@ -14,7 +14,6 @@ use tokio::{
 
 use crate::{
     failure::Failure,
-    load::Load,
     stack::{PROXIED, Stack},
     toxiproxy::{Stream, Toxic},
     trial::{Setup, Trial},
@@ -104,11 +103,7 @@ async fn measure(
     spell: Duration,
     into: &mut Vec<[f64; 2]>,
 ) -> Result<(), Failure> {
-    let mut config = trial.load_config(name);
-    (config.rate, config.events_min) = (0, 0);
-    let load = Load::start(&config)?;
-    tokio::time::sleep(spell).await;
-    let harvest = load.finish().await?;
+    let harvest = trial.offer(name, spell, |config| config.rate = 0).await?;
     let rate = harvest.tally.events as f64 / harvest.seconds;
     into.push([rate, harvest.seen.latency_ms(99)]);
     trial.harvest(harvest);

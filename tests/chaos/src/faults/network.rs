@@ -45,9 +45,8 @@ pub async fn broker(trial: &mut Trial<'_>, stack: &Stack) -> Result<(), Failure>
 /// Each service reaches Kafka through a proxy. What the producer writes, it writes once: with its own
 /// retries off, a record for which there is no submission can only come from the client library.
 pub async fn setup_network(setup: &mut Setup<'_>, stack: &Stack) -> Result<(), Failure> {
-    for (place, name) in PROXIED.into_iter().enumerate() {
-        let (own, told) = stack.kafka_proxies[place];
-        stack.toxiproxy.proxy(name, told, own).await?;
+    for name in PROXIED {
+        stack.proxy_kafka(name).await?;
     }
     if let Ground::Stack { proxied, .. } = &mut setup.ground {
         *proxied = &PROXIED;
@@ -66,9 +65,8 @@ pub async fn network(trial: &mut Trial<'_>, stack: &Stack) -> Result<(), Failure
         (Toxic::Reset(200), Stream::Down),
     ];
     let mut most = 0f64;
-    for (place, name) in PROXIED.into_iter().enumerate() {
-        let (own, told) = stack.kafka_proxies[place];
-        let proxy = stack.toxiproxy.proxy(name, told, own).await?;
+    for name in PROXIED {
+        let proxy = stack.proxy_kafka(name).await?;
         for (toxic, stream) in troubles {
             proxy.add(toxic, stream, 1.0).await?;
             tokio::time::sleep(trial.size.trouble).await;

@@ -16,8 +16,8 @@ use tokio::runtime::{Builder, Handle, Runtime};
 use super::mean::{self, ADDRESSES, CUT_OFF, Mean};
 use crate::{
     failure::Failure,
-    load::{Harvest, Load, LoadConfig},
-    stack::{PROXIED, Stack},
+    load::{Harvest, Load},
+    stack::Stack,
     system::Ground,
     toxiproxy::{Stream, Toxic},
     trial::{Setup, Trial},
@@ -55,9 +55,7 @@ const SETTINGS: [&str; 3] = [
 
 /// The producer reaches Kafka through a proxy.
 pub async fn setup(setup: &mut Setup<'_>, stack: &Stack) -> Result<(), Failure> {
-    let place = PROXIED.iter().position(|name| *name == FLOODED[0]);
-    let (own, told) = stack.kafka_proxies[place.expect("it is one of the services")];
-    stack.toxiproxy.proxy(FLOODED[0], told, own).await?;
+    stack.proxy_kafka(FLOODED[0]).await?;
     if let Ground::Stack { proxied, .. } = &mut setup.ground {
         *proxied = FLOODED;
     }
@@ -98,7 +96,7 @@ async fn strike(trial: &mut Trial<'_>, stack: &Stack, threads: &Runtime) -> Resu
     let line = stack.toxiproxy.existing(FLOODED[0]);
     line.add(Toxic::Bandwidth(LINE_KB_S), Stream::Up, 1.0)
         .await?;
-    let busy = offer(trial, "busy", SPELL, |config| {
+    let busy = trial.offer("busy", SPELL, |config| {
         (config.connections, config.rate) = (SATURATE, 0);
     });
     let busy = busy.await?;
@@ -150,30 +148,15 @@ async fn honest(
     lasts: Duration,
 ) -> Result<[Harvest; 2], Failure> {
     let (few, many) = (format!("{name}few"), format!("{name}many"));
-    let few = offer(trial, &few, lasts, |config| {
+    let few = trial.offer(&few, lasts, |config| {
         (config.batch, config.rate) = (FEW, rate);
     });
-    let many = offer(trial, &many, lasts, |config| {
+    let many = trial.offer(&many, lasts, |config| {
         // In the flood most of these are refused; they come back as often for the sake of the figures.
         (config.rate, config.open) = (rate, true);
     });
     let (few, many) = tokio::join!(few, many);
     Ok([few?, many?])
-}
-
-/// A load for a time, whatever goes on beside it.
-async fn offer(
-    trial: &Trial<'_>,
-    name: &str,
-    lasts: Duration,
-    change: impl Fn(&mut LoadConfig),
-) -> Result<Harvest, Failure> {
-    let mut config = trial.load_config(name);
-    config.events_min = 0;
-    change(&mut config);
-    let load = Load::start(&config)?;
-    tokio::time::sleep(lasts).await;
-    load.finish().await
 }
 
 fn judge_flood(trial: &mut Trial<'_>, capacity: f64, flood: &Harvest, beside: &Harvest) {

@@ -24,8 +24,8 @@ const PAST_SESSION: Duration = Duration::from_secs(12);
 /// How often a consumer's writes are held up, and how often at most until one of them has come too late.
 const ZOMBIE_ROUNDS: usize = 2;
 const ZOMBIE_ROUNDS_MAX: usize = 8;
-/// The consumer's place among the services with a proxy.
-const CONSUMER: usize = 1;
+/// The service whose writes are held up.
+const HELD_UP: &[&str] = &["consumer"];
 
 /// How often a look is taken at what must change.
 const POLL: Duration = Duration::from_millis(10);
@@ -55,10 +55,9 @@ pub async fn kills(trial: &mut Trial<'_>) -> Result<(), Failure> {
 
 /// The consumer reaches Kafka through a proxy, so that its writes can be held up.
 pub async fn setup_zombie(setup: &mut Setup<'_>, stack: &Stack) -> Result<(), Failure> {
-    let (own, told) = stack.kafka_proxies[CONSUMER];
-    stack.toxiproxy.proxy(PROXIED[CONSUMER], told, own).await?;
+    stack.proxy_kafka(HELD_UP[0]).await?;
     if let Ground::Stack { proxied, .. } = &mut setup.ground {
-        *proxied = &["consumer"];
+        *proxied = HELD_UP;
     }
     setup.settings = vec![String::from(SHORT_SESSION)];
     Ok(())
@@ -77,7 +76,7 @@ pub async fn zombie(trial: &mut Trial<'_>, stack: &Stack) -> Result<(), Failure>
         trial.require(there && continued, || format!("{name} ended by itself"));
         trial.healed().await;
     }
-    let proxy = stack.toxiproxy.existing(PROXIED[CONSUMER]);
+    let proxy = stack.toxiproxy.existing(HELD_UP[0]);
     // Where the rule is switched off on purpose no batch is void, and all rounds are gone through: not in each of them
     // comes a batch too late.
     let judged = trial.options.mutation.is_none();
